@@ -1,0 +1,5 @@
+//! Pure decisions and state machines without I/O: time and chance enter as arguments only.
+//!
+//! Invariant: no tokio, no ractor, no NATS, no openraft, no clock, no random source here.
+
+pub mod terms;

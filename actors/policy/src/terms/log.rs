@@ -1,0 +1,329 @@
+//! The replicated machine: a kernel's log, applied.
+//!
+//! Deterministic: what an entry does depends on the entries before it and on nothing else. The
+//! first of `Complete` and `Abandon` for a term's cell in the log wins; the other is ignored.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use callboard_protocol::{
+    Incarnation, ReplicaId, Seq, Term,
+    kernel::{CellEnd, CellOutcome, Level, OutputCursor, Refused},
+};
+use serde::{Deserialize, Serialize};
+
+use super::entry::{Applied, Entry, Hash, LoggedOutput, StateDelta, StateGroup};
+
+/// Ended cells whose ids are remembered, so that a resent request is recognised.
+pub const DEDUPE_CELLS_MAX: usize = 10_000;
+/// Cells that may wait at once; a front-end that has more outstanding is out of control.
+pub const QUEUE_DEPTH_MAX: usize = 1_000;
+/// Bytes of outputs kept for clients that come back.
+pub const OUTPUT_BYTES_MAX: u64 = 16 << 20;
+
+/// An open executor term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OpenTerm {
+    /// Its number.
+    pub term: Term,
+    /// The executor.
+    pub replica: ReplicaId,
+    /// The life of its node that opened it.
+    pub incarnation: Incarnation,
+}
+
+/// A cell that was accepted and did not end.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PendingCell {
+    /// Its place.
+    pub seq: Seq,
+    /// The Jupyter `msg_id`.
+    pub msg_id: String,
+    /// When it is to be answered.
+    pub level: Level,
+    /// The Jupyter message, v1 framing.
+    pub request: Bytes,
+    /// The term whose executor may start it.
+    pub grant: Option<Term>,
+}
+
+/// What the log remembers of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Known {
+    seq: Seq,
+    hash: Hash,
+    end: Option<CellEnd>,
+}
+
+/// A kernel's state as its log tells it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KernelLog {
+    open: Option<OpenTerm>,
+    last_term: Term,
+    last_executor: Option<ReplicaId>,
+    last_loss: Option<String>,
+    accepted: Seq,
+    completed: Seq,
+    pending: VecDeque<PendingCell>,
+    known: BTreeMap<String, Known>,
+    ended_order: VecDeque<String>,
+    forgotten: Seq,
+    manifest: BTreeMap<String, StateGroup>,
+    refused: Vec<Refused>,
+    execution_count: u64,
+    outputs: VecDeque<LoggedOutput>,
+    output_bytes: u64,
+    outputs_dropped: Option<OutputCursor>,
+}
+
+impl KernelLog {
+    /// Applies one entry.
+    pub fn apply(&mut self, entry: Entry) -> Applied {
+        match entry {
+            Entry::Accept { msg_id, hash, level, request, horizon, grant } => {
+                self.accept(msg_id, hash, level, request, horizon, grant)
+            }
+            Entry::Takeover { term, replica, incarnation, base } => {
+                self.takeover(OpenTerm { term, replica, incarnation }, base)
+            }
+            Entry::Start { term, seq } => self.start(term, seq),
+            Entry::Emit { term, outputs } => self.emit(term, outputs),
+            Entry::Complete { term, seq, outputs, delta } => {
+                self.complete(term, seq, outputs, delta)
+            }
+            Entry::Abandon { term, cause } => self.abandon(term, cause),
+        }
+    }
+
+    fn is_open(&self, term: Term) -> bool {
+        self.open.is_some_and(|open| open.term == term)
+    }
+
+    fn accept(
+        &mut self,
+        msg_id: String,
+        hash: Hash,
+        level: Level,
+        request: Bytes,
+        horizon: Option<Seq>,
+        grant: Option<Term>,
+    ) -> Applied {
+        let grant = grant.filter(|term| self.is_open(*term));
+        if let Some(known) = self.known.get(&msg_id) {
+            if known.hash != hash {
+                return Applied::Conflict;
+            }
+            let seq = known.seq;
+            if let Some(cell) = self.pending.iter_mut().find(|cell| cell.seq == seq) {
+                cell.grant = grant.or(cell.grant);
+            }
+            return Applied::Accepted { seq, duplicate: true };
+        }
+        if horizon.is_some_and(|horizon| horizon < self.forgotten) {
+            return Applied::Expired;
+        }
+        if self.pending.len() >= QUEUE_DEPTH_MAX {
+            return Applied::QueueFull;
+        }
+        self.accepted = self.accepted.next();
+        let seq = self.accepted;
+        self.known.insert(msg_id.clone(), Known { seq, hash, end: None });
+        self.pending.push_back(PendingCell { seq, msg_id, level, request, grant });
+        Applied::Accepted { seq, duplicate: false }
+    }
+
+    fn takeover(&mut self, opening: OpenTerm, base: Seq) -> Applied {
+        if self.open.is_some() || opening.term != self.last_term.next() || base != self.completed {
+            return Applied::Ignored;
+        }
+        self.open = Some(opening);
+        self.last_term = opening.term;
+        self.last_executor = Some(opening.replica);
+        Applied::Opened(opening.term)
+    }
+
+    fn start(&mut self, term: Term, seq: Seq) -> Applied {
+        if !self.is_open(term) {
+            return Applied::Ignored;
+        }
+        match self.pending.iter_mut().find(|cell| cell.seq == seq) {
+            Some(cell) => {
+                cell.grant = Some(term);
+                Applied::Granted(seq)
+            }
+            None => Applied::Ignored,
+        }
+    }
+
+    fn emit(&mut self, term: Term, outputs: Vec<LoggedOutput>) -> Applied {
+        if !self.is_open(term) {
+            return Applied::Ignored;
+        }
+        self.keep_outputs(outputs);
+        Applied::Emitted
+    }
+
+    fn complete(
+        &mut self,
+        term: Term,
+        seq: Seq,
+        outputs: Vec<LoggedOutput>,
+        delta: StateDelta,
+    ) -> Applied {
+        let is_head = self
+            .pending
+            .front()
+            .is_some_and(|cell| cell.seq == seq && cell.grant == Some(term));
+        if !self.is_open(term) || !is_head {
+            return Applied::Ignored;
+        }
+        let last_output = outputs.last().map(|output| output.place.cursor);
+        self.keep_outputs(outputs);
+        for (id, group) in delta.upsert {
+            self.manifest.insert(id, group);
+        }
+        for id in delta.removed {
+            self.manifest.remove(&id);
+        }
+        self.refused = delta.refused;
+        self.execution_count = delta.execution_count;
+        self.completed = seq;
+        match self.end_head(term, CellOutcome::Completed, last_output) {
+            Some(end) => Applied::Completed(end),
+            None => Applied::Ignored,
+        }
+    }
+
+    fn abandon(&mut self, term: Term, cause: String) -> Applied {
+        let Some(open) = self.open.filter(|open| open.term == term) else {
+            return Applied::Ignored;
+        };
+        self.open = None;
+        let mut interrupted = Vec::new();
+        // The executor starts a cell after a durable one only once that one's Complete applied, so
+        // nothing behind the first durable cell can have been started.
+        while let Some((level, grant)) = self.pending.front().map(|cell| (cell.level, cell.grant)) {
+            if grant != Some(term) {
+                break;
+            }
+            let last_output = self.outputs.back().map(|output| output.place.cursor);
+            let outcome = CellOutcome::Interrupted { cause: cause.clone() };
+            interrupted.extend(self.end_head(term, outcome, last_output));
+            if level == Level::Durable {
+                break;
+            }
+        }
+        self.last_loss = Some(cause);
+        Applied::Closed { term, replica: open.replica, interrupted }
+    }
+
+    fn end_head(
+        &mut self,
+        term: Term,
+        outcome: CellOutcome,
+        last_output: Option<OutputCursor>,
+    ) -> Option<CellEnd> {
+        let cell = self.pending.pop_front()?;
+        let end =
+            CellEnd { seq: cell.seq, msg_id: cell.msg_id.clone(), term, outcome, last_output };
+        if let Some(known) = self.known.get_mut(&cell.msg_id) {
+            known.end = Some(end.clone());
+        }
+        self.ended_order.push_back(cell.msg_id);
+        while self.ended_order.len() > DEDUPE_CELLS_MAX {
+            if let Some(known) =
+                self.ended_order.pop_front().and_then(|msg_id| self.known.remove(&msg_id))
+            {
+                self.forgotten = self.forgotten.max(known.seq);
+            }
+        }
+        Some(end)
+    }
+
+    fn keep_outputs(&mut self, outputs: Vec<LoggedOutput>) {
+        for output in outputs {
+            self.output_bytes += output.message.length();
+            self.outputs.push_back(output);
+        }
+        while self.output_bytes > OUTPUT_BYTES_MAX {
+            let Some(dropped) = self.outputs.pop_front() else { break };
+            self.output_bytes -= dropped.message.length();
+            self.outputs_dropped = Some(dropped.place.cursor);
+        }
+    }
+
+    /// The open executor term.
+    #[must_use]
+    pub fn open_term(&self) -> Option<OpenTerm> {
+        self.open
+    }
+
+    /// The last term that was opened.
+    #[must_use]
+    pub fn last_term(&self) -> Term {
+        self.last_term
+    }
+
+    /// Who executed in the last term.
+    #[must_use]
+    pub fn last_executor(&self) -> Option<ReplicaId> {
+        self.last_executor
+    }
+
+    /// Why the last term that was closed was closed.
+    #[must_use]
+    pub fn last_loss(&self) -> Option<&str> {
+        self.last_loss.as_deref()
+    }
+
+    /// The last request with a place.
+    #[must_use]
+    pub fn accepted(&self) -> Seq {
+        self.accepted
+    }
+
+    /// The last cell whose state is kept: the base of a takeover.
+    #[must_use]
+    pub fn completed(&self) -> Seq {
+        self.completed
+    }
+
+    /// Cells accepted and not ended, in order.
+    #[must_use]
+    pub fn pending(&self) -> &VecDeque<PendingCell> {
+        &self.pending
+    }
+
+    /// Place and end of a request by its id; the hash tells whether it is the same request.
+    #[must_use]
+    pub fn request(&self, msg_id: &str) -> Option<(Seq, &Hash, Option<&CellEnd>)> {
+        self.known.get(msg_id).map(|known| (known.seq, &known.hash, known.end.as_ref()))
+    }
+
+    /// The state after the last completed cell, by group id.
+    #[must_use]
+    pub fn manifest(&self) -> &BTreeMap<String, StateGroup> {
+        &self.manifest
+    }
+
+    /// Names that are not carried, and why.
+    #[must_use]
+    pub fn refused(&self) -> &[Refused] {
+        &self.refused
+    }
+
+    /// The kernel's execution count.
+    #[must_use]
+    pub fn execution_count(&self) -> u64 {
+        self.execution_count
+    }
+
+    /// The outputs still kept after `since`, and whether some between were dropped.
+    pub fn outputs_since(
+        &self,
+        since: OutputCursor,
+    ) -> (impl Iterator<Item = &LoggedOutput>, bool) {
+        let gap = self.outputs_dropped.is_some_and(|dropped| dropped > since);
+        (self.outputs.iter().filter(move |output| output.place.cursor > since), gap)
+    }
+}

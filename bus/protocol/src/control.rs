@@ -1,0 +1,133 @@
+//! The control plane's verbs, on `control.main`, and what should exist.
+//!
+//! Every member of the system group listens; the leader answers.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId};
+
+/// Creates a kernel. Idempotent for the same id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartKernel {
+    /// The kernel's id, chosen by the client so that a resent request starts one kernel.
+    pub kernel: KernelId,
+    /// A name for people; unique among the owner's kernels.
+    pub name: Option<String>,
+    /// How many replicas: 1, 3 or 5.
+    pub replicas: u8,
+}
+
+/// Ends a kernel for good. Its id is never used again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopKernel {
+    /// Which.
+    pub kernel: KernelId,
+}
+
+/// Asks for one kernel's entry, by id, name, or unambiguous start of an id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindKernel {
+    /// What the user typed.
+    pub text: String,
+}
+
+/// What `list_kernels` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelList {
+    /// Every kernel that should exist.
+    pub kernels: Vec<KernelSpec>,
+}
+
+/// A kernel that should exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelSpec {
+    /// Its id.
+    pub kernel: KernelId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// A name for people.
+    pub name: Option<String>,
+    /// How many voters it should have.
+    pub replicas_wanted: u8,
+    /// Its members that should exist.
+    pub replicas: BTreeMap<ReplicaId, ReplicaSpec>,
+    /// The id the next member gets. Ids are never reused.
+    pub replica_next: ReplicaId,
+    /// Changes with every change of the entry.
+    pub version: u64,
+}
+
+/// One member that should exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaSpec {
+    /// Where.
+    pub node: NodeId,
+    /// On which of the node's disks. A node with another disk must not start it.
+    pub disk: DiskId,
+    /// What it is for.
+    pub standing: Standing,
+}
+
+/// What a member is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// One of the members the group was founded with; it may initialise an empty log.
+    Founder,
+    /// Added later: starts empty and learns.
+    Joiner,
+    /// To be removed from the group, after the others are whole.
+    Leaver,
+}
+
+/// What `list_nodes` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeList {
+    /// Every node known, in order of id.
+    pub nodes: Vec<NodeStatus>,
+    /// Why no repair is done just now, if so.
+    pub outage: Option<String>,
+    /// The current control epoch.
+    pub epoch: Epoch,
+    /// The node whose control actor answered.
+    pub leader: NodeId,
+}
+
+/// A node as the control plane sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Who.
+    pub node: NodeId,
+    /// Its disk.
+    pub disk: DiskId,
+    /// How it is.
+    pub health: NodeHealth,
+    /// Milliseconds since it was last heard.
+    pub silent_ms: u64,
+    /// Process id on its host.
+    pub pid: u32,
+    /// Its host.
+    pub host: String,
+    /// Which of its lives this is.
+    pub incarnation: u64,
+    /// Members placed on it.
+    pub replicas: u32,
+    /// Cells it executes now.
+    pub running_cells: u32,
+    /// What its Python environment lacks; `None` if it can run kernels.
+    pub python_problem: Option<String>,
+}
+
+/// How a node is, judged from its heartbeats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeHealth {
+    /// Heard of within the suspicion time.
+    Up,
+    /// Silent, or seen to end, and expected back.
+    Suspected,
+    /// Gone for longer than the replacement time; its members are being replaced.
+    Gone,
+}

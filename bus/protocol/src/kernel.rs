@@ -1,0 +1,224 @@
+//! What front-ends and kernels say to each other beyond the Jupyter messages themselves.
+//!
+//! Verbs of `kernel.<id>`: `shell`, `control`, `stdin` take a Jupyter message
+//! ([`crate::jupyter`]); `outputs` takes [`GetOutputs`]; `show` takes nothing. Events:
+//! `emitted` carries a Jupyter message and a cursor header, `ended` a [`CellEnd`].
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{NodeId, ReplicaId, Seq, Term};
+
+/// When a cell is answered.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Once it ran. Its state may be lost if its machine dies before it is replicated.
+    Received,
+    /// Once its completion is on stable storage on a majority of the replicas.
+    #[default]
+    Durable,
+}
+
+/// The answer to a request on `shell` or `control`: it has its place in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The request's place in the kernel's order.
+    pub seq: Seq,
+    /// How far it is. A resent request learns here how it ended.
+    pub state: CellState,
+}
+
+/// How far a cell is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CellState {
+    /// It waits or runs.
+    Pending,
+    /// It ended.
+    Ended(CellEnd),
+}
+
+/// How a cell ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CellEnd {
+    /// The cell's place in the kernel's order.
+    pub seq: Seq,
+    /// The Jupyter `msg_id` of its request.
+    pub msg_id: String,
+    /// The executor term it ended in.
+    pub term: Term,
+    /// What came of it.
+    pub outcome: CellOutcome,
+    /// Place of the last output the cell has in the log, if it has any.
+    pub last_output: Option<OutputCursor>,
+}
+
+/// What came of a cell.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum CellOutcome {
+    /// It ran to its end, with or without a Python exception; the reply says which. Its state,
+    /// partial state included, is kept.
+    Completed,
+    /// Its executor was lost before the cell completed. State is as before the cell; side effects
+    /// outside the kernel may have happened.
+    Interrupted {
+        /// What happened to the executor, for people.
+        cause: String,
+    },
+}
+
+/// Place of an output in its kernel's stream. Numbers start at 1 in each executor term.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct OutputCursor {
+    /// The executor term that produced it.
+    pub term: Term,
+    /// Its number within the term.
+    pub number: u64,
+}
+
+/// An output's place and the cell it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OutputPlace {
+    /// Place in the stream.
+    pub cursor: OutputCursor,
+    /// The cell that caused it; 0 if none did.
+    pub cell: Seq,
+}
+
+impl fmt::Display for OutputCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.term, self.number)
+    }
+}
+
+impl fmt::Display for OutputPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.cursor, self.cell)
+    }
+}
+
+/// Why a text is not a cursor.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not an output cursor: expected TERM.NUMBER such as 3.17, or 0.0 for the start")]
+pub struct CursorError(String);
+
+impl FromStr for OutputCursor {
+    type Err = CursorError;
+
+    fn from_str(text: &str) -> Result<Self, CursorError> {
+        let parse = || {
+            let (term, number) = text.split_once('.')?;
+            Some(Self { term: Term(term.parse().ok()?), number: number.parse().ok()? })
+        };
+        parse().ok_or_else(|| CursorError(text.to_owned()))
+    }
+}
+
+impl FromStr for OutputPlace {
+    type Err = CursorError;
+
+    fn from_str(text: &str) -> Result<Self, CursorError> {
+        let parse = || {
+            let (cursor, cell) = text.rsplit_once('.')?;
+            Some(Self { cursor: cursor.parse().ok()?, cell: Seq(cell.parse().ok()?) })
+        };
+        parse().ok_or_else(|| CursorError(text.to_owned()))
+    }
+}
+
+/// Asks for outputs after a cursor.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetOutputs {
+    /// Outputs after this place; the default asks from the start.
+    #[serde(default)]
+    pub since: OutputCursor,
+}
+
+/// Outputs after a cursor, as many as fit in one message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outputs {
+    /// The outputs in order.
+    pub outputs: Vec<Output>,
+    /// Whether outputs between the cursor asked for and the first one given are no longer kept.
+    pub gap: bool,
+    /// Whether more follow; ask again from the last cursor.
+    pub more: bool,
+}
+
+/// One output of a kernel as kept in its log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// Where it stands.
+    pub place: OutputPlace,
+    /// The Jupyter message, v1 framing; in JSON an array of bytes in base64.
+    #[serde(with = "crate::base64_bytes")]
+    pub message: bytes::Bytes,
+}
+
+/// What one replica is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaRole {
+    /// Runs the cells.
+    Executor,
+    /// Keeps log and state, ready to take over.
+    Standby,
+    /// Catches up before it may vote.
+    Learner,
+    /// Not heard of.
+    Unreachable,
+}
+
+/// One replica as its kernel's leader sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Its member id.
+    pub replica: ReplicaId,
+    /// Where it runs.
+    pub node: NodeId,
+    /// What it does.
+    pub role: ReplicaRole,
+    /// Log entries it has still to receive, if it is known.
+    pub lag_entries: Option<u64>,
+}
+
+/// What `kernel show` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelStatus {
+    /// The open executor term, if one is open.
+    pub term: Option<Term>,
+    /// Last request with a place in the log.
+    pub accepted: Seq,
+    /// Last request that ended.
+    pub ended: Seq,
+    /// Cells accepted and not ended.
+    pub queue_depth: u64,
+    /// The group's members.
+    pub replicas: Vec<ReplicaStatus>,
+    /// How many more replicas may be lost before the kernel cannot go on.
+    pub losses_survivable: u64,
+    /// Names in the namespace as of the last completed cell, with what could not be carried.
+    pub names: Vec<String>,
+    /// Names that stay behind if the executor is lost, and why.
+    pub refused: Vec<Refused>,
+    /// Bytes of state in the last completed manifest.
+    pub state_bytes: u64,
+    /// Why the last executor term was given up, if one was.
+    pub last_loss: Option<String>,
+}
+
+/// A variable that cannot be carried to another replica.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Refused {
+    /// Its name.
+    pub name: String,
+    /// Why, for people.
+    pub reason: String,
+}

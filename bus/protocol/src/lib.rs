@@ -1,0 +1,21 @@
+//! Ids, subjects, envelopes and messages: everything two Callboard processes must agree on.
+//!
+//! Invariant: nothing here does I/O, knows a runtime or reads a clock.
+
+mod base64_bytes;
+pub mod control;
+pub mod envelope;
+pub mod fault;
+pub mod ids;
+pub mod jupyter;
+pub mod kernel;
+pub mod node;
+pub mod subject;
+
+pub use envelope::Envelope;
+pub use fault::{Answer, Certainty, Fault, FaultCode};
+pub use ids::{
+    ClusterId, DiskId, Epoch, GroupId, Incarnation, KernelId, MessageId, NodeId, OwnerId,
+    ReplicaId, Seq, Term,
+};
+pub use subject::{ActorKind, Subject, SubjectPattern};

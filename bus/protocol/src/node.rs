@@ -1,0 +1,68 @@
+//! What node processes say of themselves.
+//!
+//! Events of `node.<id>`: `beat` carries a [`Beat`] several times a second; `exited` an
+//! [`NodeExited`], sent by whoever watched the process end. Verbs: `kill` takes [`Kill`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{DiskId, Epoch, Incarnation, KernelId, NodeId, ReplicaId};
+
+/// A node is alive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// Who.
+    pub node: NodeId,
+    /// Its data directory's identity.
+    pub disk: DiskId,
+    /// Which of its process's lives this is.
+    pub incarnation: Incarnation,
+    /// Number of this beat within the incarnation.
+    pub number: u64,
+    /// Process id, for operators on the same machine.
+    pub pid: u32,
+    /// Host name.
+    pub host: String,
+    /// Replicas it runs now.
+    pub replicas: u32,
+    /// Cells it executes now.
+    pub running_cells: u32,
+    /// Highest control epoch it obeyed.
+    pub epoch: Epoch,
+    /// Nodes it has not heard of for longer than the suspicion time.
+    pub suspects: Vec<NodeId>,
+    /// What its Python environment lacks to run kernels; `None` if it can.
+    pub python_problem: Option<String>,
+}
+
+/// A node's process was seen to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeExited {
+    /// Who.
+    pub node: NodeId,
+    /// Which of its lives ended, if known.
+    pub incarnation: Option<Incarnation>,
+    /// How it ended, such as `killed by signal 9`.
+    pub how: String,
+}
+
+/// Ends something on a node, for chaos tests and operators. Answered before it is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kill {
+    /// The node process itself, by SIGKILL.
+    Node,
+    /// The Python process of a replica, by SIGKILL.
+    Python {
+        /// Its kernel.
+        kernel: KernelId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// The replica actor; its supervisor starts it again.
+    Replica {
+        /// Its kernel.
+        kernel: KernelId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+}

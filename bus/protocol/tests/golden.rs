@@ -1,0 +1,251 @@
+//! Golden bytes of version 1: today's code writes exactly these and reads them back.
+//!
+//! A difference means that two versions of Callboard in one cluster would misread each other. Add a
+//! field only with `#[serde(default)]`, and then a new file beside the old one.
+
+use std::{collections::BTreeMap, fmt::Debug, path::PathBuf};
+
+use bytes::Bytes;
+use callboard_protocol::{
+    Answer, Certainty, DiskId, Envelope, Epoch, Fault, FaultCode, Incarnation, KernelId, MessageId,
+    NodeId, OwnerId, ReplicaId, Seq, Term,
+    control::*,
+    kernel::*,
+    node::{Beat, Kill, NodeExited},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+fn golden_path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// Reads the golden file; `CALLBOARD_BLESS=1` writes it first, for a file that is new.
+fn golden(name: &str, written_now: &str) -> String {
+    let path = golden_path(name);
+    if std::env::var_os("CALLBOARD_BLESS").is_some() && !path.exists() {
+        std::fs::write(&path, written_now).unwrap();
+    }
+    std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}; bless it first", path.display()))
+}
+
+fn holds<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
+    let written = serde_json::to_string_pretty(value).unwrap() + "\n";
+    let expected = golden(&format!("v1_{name}.json"), &written);
+    assert_eq!(written, expected, "{name} is written in another way than in version 1");
+    assert_eq!(&serde_json::from_str::<T>(&expected).unwrap(), value, "{name} is misread");
+    let packed = rmp_serde::to_vec_named(value).unwrap();
+    assert_eq!(&rmp_serde::from_slice::<T>(&packed).unwrap(), value, "{name} in MessagePack");
+}
+
+fn uuid(number: u128) -> Uuid {
+    Uuid::from_u128(0x0197_0000_0000_7000_8000_0000_0000_0000 + number)
+}
+
+fn node(number: u32) -> NodeId {
+    NodeId::new(format!("node-{number}")).unwrap()
+}
+
+fn place() -> OutputPlace {
+    OutputPlace { cursor: OutputCursor { term: Term(3), number: 17 }, cell: Seq(5) }
+}
+
+fn envelope() -> Envelope {
+    Envelope {
+        owner: OwnerId::new("ada").unwrap(),
+        message_id: MessageId(uuid(1)),
+        cause: Some(MessageId(uuid(2))),
+        deadline_ms: Some(1500),
+        epoch: Epoch(7),
+        cursor: Some(place()),
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+    }
+}
+
+fn cell_end(outcome: CellOutcome) -> CellEnd {
+    CellEnd {
+        seq: Seq(5),
+        msg_id: "msg-1".to_owned(),
+        term: Term(3),
+        outcome,
+        last_output: Some(place().cursor),
+    }
+}
+
+#[test]
+fn envelope_headers_keep_their_first_version() {
+    let text = |envelope: &Envelope| {
+        envelope
+            .to_headers()
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\n"))
+            .collect::<String>()
+    };
+    let envelope = envelope();
+    let expected = golden("v1_envelope_headers.txt", &text(&envelope));
+    assert_eq!(text(&envelope), expected);
+    assert!(expected.len() <= callboard_protocol::envelope::HEADERS_LENGTH_MAX);
+    let headers: BTreeMap<&str, &str> =
+        expected.lines().map(|line| line.split_once(": ").unwrap()).collect();
+    let (read, malformed) = Envelope::from_headers(|name| headers.get(name).copied());
+    assert_eq!((read, malformed), (envelope, vec![]));
+}
+
+#[test]
+fn absent_and_malformed_headers_are_defaults() {
+    let (read, malformed) = Envelope::from_headers(|_| None);
+    assert_eq!(malformed, Vec::<&str>::new());
+    assert_eq!(Envelope { message_id: read.message_id, ..Envelope::default() }, read);
+    let (read, malformed) = Envelope::from_headers(|_| Some("no good value"));
+    assert_eq!(malformed.len(), 7, "{malformed:?}");
+    assert_eq!(Envelope { message_id: read.message_id, ..Envelope::default() }, read);
+}
+
+#[test]
+fn the_largest_envelope_fits_its_allowance() {
+    let largest = Envelope {
+        owner: OwnerId::new("o".repeat(64)).unwrap(),
+        deadline_ms: Some(u32::MAX),
+        epoch: Epoch(u64::MAX),
+        cursor: Some(OutputPlace {
+            cursor: OutputCursor { term: Term(u64::MAX), number: u64::MAX },
+            cell: Seq(u64::MAX),
+        }),
+        traceparent: Some("t".repeat(128)),
+        ..envelope()
+    };
+    let headers = largest.to_headers();
+    assert_eq!(headers.len(), 7);
+    let length: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+    assert!(length + 16 <= callboard_protocol::envelope::HEADERS_LENGTH_MAX, "{length}");
+}
+
+#[test]
+fn kernel_messages_keep_their_first_version() {
+    holds("level", &[Level::Received, Level::Durable]);
+    holds("accepted_pending", &Accepted { seq: Seq(5), state: CellState::Pending });
+    let completed = CellState::Ended(cell_end(CellOutcome::Completed));
+    holds("accepted_ended", &Accepted { seq: Seq(5), state: completed });
+    let cause = "executor lost on node-2: killed by signal 9".to_owned();
+    holds("cell_end_interrupted", &cell_end(CellOutcome::Interrupted { cause }));
+    holds("get_outputs", &GetOutputs { since: place().cursor });
+    holds(
+        "outputs",
+        &Outputs {
+            outputs: vec![Output { place: place(), message: Bytes::from_static(b"\x00\x01frame") }],
+            gap: true,
+            more: false,
+        },
+    );
+    holds(
+        "kernel_status",
+        &KernelStatus {
+            term: Some(Term(3)),
+            accepted: Seq(6),
+            ended: Seq(5),
+            queue_depth: 1,
+            replicas: vec![ReplicaStatus {
+                replica: ReplicaId(1),
+                node: node(1),
+                role: ReplicaRole::Executor,
+                lag_entries: Some(0),
+            }],
+            losses_survivable: 1,
+            names: vec!["x".to_owned()],
+            refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
+            state_bytes: 4096,
+            last_loss: None,
+        },
+    );
+}
+
+#[test]
+fn control_messages_keep_their_first_version() {
+    let kernel = KernelId(uuid(3));
+    holds("start_kernel", &StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3 });
+    holds("stop_kernel", &StopKernel { kernel });
+    holds("find_kernel", &FindKernel { text: "demo".to_owned() });
+    let replica = |number, standing| {
+        let spec = ReplicaSpec { node: node(number), disk: DiskId(uuid(number.into())), standing };
+        (ReplicaId(number.into()), spec)
+    };
+    let spec = KernelSpec {
+        kernel,
+        owner: OwnerId::default(),
+        name: None,
+        replicas_wanted: 3,
+        replicas: BTreeMap::from([
+            replica(1, Standing::Founder),
+            replica(2, Standing::Joiner),
+            replica(3, Standing::Leaver),
+        ]),
+        replica_next: ReplicaId(4),
+        version: 9,
+    };
+    holds("kernel_list", &KernelList { kernels: vec![spec] });
+    let status = NodeStatus {
+        node: node(1),
+        disk: DiskId(uuid(8)),
+        health: NodeHealth::Suspected,
+        silent_ms: 1200,
+        pid: 4711,
+        host: "host-a".to_owned(),
+        incarnation: 2,
+        replicas: 3,
+        running_cells: 1,
+        python_problem: None,
+    };
+    let (outage, epoch) = (Some("2 of 3 nodes are silent".to_owned()), Epoch(7));
+    holds("node_list", &NodeList { nodes: vec![status], outage, epoch, leader: node(1) });
+}
+
+#[test]
+fn node_messages_keep_their_first_version() {
+    let (kernel, replica) = (KernelId(uuid(3)), ReplicaId(2));
+    holds(
+        "kill",
+        &[Kill::Node, Kill::Python { kernel, replica }, Kill::Replica { kernel, replica }],
+    );
+    let how = "killed by signal 9".to_owned();
+    holds("node_exited", &NodeExited { node: node(1), incarnation: Some(Incarnation(2)), how });
+    holds(
+        "beat",
+        &Beat {
+            node: node(1),
+            disk: DiskId(uuid(8)),
+            incarnation: Incarnation(2),
+            number: 40,
+            pid: 4711,
+            host: "host-a".to_owned(),
+            replicas: 3,
+            running_cells: 1,
+            epoch: Epoch(7),
+            suspects: vec![node(2)],
+            python_problem: Some("no ipykernel".to_owned()),
+        },
+    );
+}
+
+#[test]
+fn answers_keep_their_first_version() {
+    holds("answer_ok", &Answer::Ok(Seq(5)));
+    let fault = Fault::maybe_executed(FaultCode::TimedOut, "no answer within 5 s");
+    assert_eq!(fault.certainty, Certainty::MaybeExecuted);
+    holds("answer_err", &Answer::<Seq>::Err(fault));
+    use FaultCode as F;
+    holds(
+        "fault_codes",
+        &[
+            F::NotFound,
+            F::BadRequest,
+            F::TooLarge,
+            F::Exhausted,
+            F::Conflict,
+            F::Unavailable,
+            F::TimedOut,
+            F::Stale,
+            F::Internal,
+        ],
+    );
+}
