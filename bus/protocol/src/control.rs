@@ -78,8 +78,36 @@ pub enum Standing {
     Founder,
     /// Added later: starts empty and learns.
     Joiner,
+    /// A joiner that votes by now. It never initialises an empty log.
+    Member,
     /// To be removed from the group, after the others are whole.
     Leaver,
+}
+
+/// What `member_changed` takes: the group's leader has changed its members towards the entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberChanged {
+    /// Of which kernel.
+    pub kernel: KernelId,
+    /// Which member.
+    pub replica: ReplicaId,
+    /// What became of it.
+    pub change: MemberChange,
+}
+
+/// What became of a member of a kernel's group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberChange {
+    /// A joiner has all of the log and votes.
+    Joined,
+    /// A leaver is no longer in the group.
+    Removed,
+    /// Its log on this disk cannot be trusted; sent by its node, which does not start it again.
+    Lost {
+        /// What was found, for people.
+        why: String,
+    },
 }
 
 /// What `list_nodes` answers.

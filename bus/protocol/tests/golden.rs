@@ -2,6 +2,7 @@
 //!
 //! A difference means that two versions of Callboard in one cluster would misread each other. Add a
 //! field only with `#[serde(default)]`, and then a new file beside the old one.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, fmt::Debug, path::PathBuf};
 

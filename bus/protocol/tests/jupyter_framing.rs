@@ -1,4 +1,5 @@
 //! The Jupyter framing: what is encoded decodes to itself, and no bytes make the decoder panic.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use bytes::Bytes;
 use callboard_protocol::jupyter::{Channel, JupyterMessage};

@@ -1,4 +1,5 @@
 //! Subjects and patterns: text and value agree, and patterns mean what NATS takes them to mean.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use callboard_protocol::{
     ActorKind, ClusterId, GroupId, ReplicaId, Subject, SubjectPattern,

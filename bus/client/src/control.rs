@@ -1,0 +1,128 @@
+//! The control plane's verbs, asked again until a leader answers: all of them are idempotent.
+
+use std::time::Duration;
+
+use callboard_protocol::{
+    ActorKind, Fault, FaultCode, KernelId, NodeId, Subject,
+    control::{FindKernel, KernelList, KernelSpec, NodeList, StartKernel, StopKernel},
+    node::Kill,
+};
+use callboard_transport::typed::ask;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::{Instant, sleep};
+
+use crate::client::Client;
+
+/// How long a verb is tried unless told otherwise: longer than an election of a new leader takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one try waits. Members that do not lead stay silent, so a lost leader costs this much.
+const TRY_DEADLINE: Duration = Duration::from_secs(2);
+/// Pause between tries.
+const TRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Verbs of the control plane and of nodes.
+#[derive(Debug, Clone)]
+pub struct ControlClient {
+    client: Client,
+    patience: Duration,
+}
+
+impl ControlClient {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client, patience: PATIENCE }
+    }
+
+    /// The same with another limit on how long a verb is tried.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Creates a kernel.
+    ///
+    /// # Errors
+    /// The control plane's refusal, or [`FaultCode::Unavailable`] if nobody leads.
+    pub async fn start_kernel(&self, request: &StartKernel) -> Result<KernelSpec, Fault> {
+        self.verb("start_kernel", request).await
+    }
+
+    /// Ends a kernel for good.
+    ///
+    /// # Errors
+    /// As [`Self::start_kernel`].
+    pub async fn stop_kernel(&self, kernel: KernelId) -> Result<KernelSpec, Fault> {
+        self.verb("stop_kernel", &StopKernel { kernel }).await
+    }
+
+    /// Every kernel that should exist.
+    ///
+    /// # Errors
+    /// As [`Self::start_kernel`].
+    pub async fn list_kernels(&self) -> Result<KernelList, Fault> {
+        self.verb("list_kernels", &()).await
+    }
+
+    /// One kernel, by id, name or unambiguous start of an id.
+    ///
+    /// # Errors
+    /// As [`Self::start_kernel`]; [`FaultCode::NotFound`] if there is none.
+    pub async fn find_kernel(&self, text: &str) -> Result<KernelSpec, Fault> {
+        self.verb("find_kernel", &FindKernel { text: text.to_owned() }).await
+    }
+
+    /// Every node.
+    ///
+    /// # Errors
+    /// As [`Self::start_kernel`].
+    pub async fn list_nodes(&self) -> Result<NodeList, Fault> {
+        self.verb("list_nodes", &()).await
+    }
+
+    /// Ends something on a node. Sent once: killing twice is not killing once.
+    ///
+    /// # Errors
+    /// The node's refusal, or [`FaultCode::Unavailable`] if it does not answer.
+    pub async fn kill(&self, node: &NodeId, what: Kill) -> Result<(), Fault> {
+        let subject = Subject::actor(self.client.cluster(), ActorKind::Node, node, "kill");
+        let envelope = self.client.envelope();
+        ask(self.client.bus().as_ref(), &subject, &envelope, &what, TRY_DEADLINE).await
+    }
+
+    async fn verb<Req, Rep>(&self, verb: &str, request: &Req) -> Result<Rep, Fault>
+    where
+        Req: Serialize + Sync,
+        Rep: DeserializeOwned,
+    {
+        let subject = Subject::actor(self.client.cluster(), ActorKind::Control, "main", verb);
+        let envelope = self.client.envelope();
+        let until = Instant::now() + self.patience;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let deadline = TRY_DEADLINE.min(left).max(Duration::from_millis(1));
+            let bus = self.client.bus().as_ref();
+            let fault = match ask(bus, &subject, &envelope, request, deadline).await {
+                Ok(answer) => return Ok(answer),
+                Err(fault) => fault,
+            };
+            let passing = matches!(
+                fault.code,
+                FaultCode::Unavailable | FaultCode::TimedOut | FaultCode::Stale
+            );
+            if !passing {
+                return Err(fault);
+            }
+            if Instant::now() + TRY_PAUSE >= until {
+                return Err(self.nobody(&fault));
+            }
+            sleep(TRY_PAUSE).await;
+        }
+    }
+
+    fn nobody(&self, last: &Fault) -> Fault {
+        let text = format!(
+            "the control plane did not answer for {} s ({last}): are most of its nodes up? see `callboard doctor`",
+            self.patience.as_secs_f32()
+        );
+        Fault { code: FaultCode::Unavailable, message: text, certainty: last.certainty }
+    }
+}

@@ -1,0 +1,148 @@
+//! Verbs of one kernel.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use callboard_protocol::{
+    ActorKind, Answer, Fault, FaultCode, KernelId, Subject, SubjectPattern,
+    kernel::{Accepted, GetOutputs, KernelStatus, OutputCursor, Outputs},
+};
+use callboard_transport::{
+    BusError, Subscription,
+    typed::{ask, bus_fault},
+};
+use uuid::Uuid;
+
+use crate::{
+    client::Client,
+    execute::{ExecuteOptions, Execution},
+    request::control_request,
+};
+
+/// How long a query of a kernel waits for its answer.
+const QUERY_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Verbs of one kernel. Clones share a session.
+#[derive(Debug, Clone)]
+pub struct KernelClient {
+    client: Client,
+    kernel: KernelId,
+    session: Arc<str>,
+    /// Up to where the kernel's outputs are known from earlier cells of this client.
+    mark: Arc<Mutex<Option<OutputCursor>>>,
+}
+
+impl KernelClient {
+    pub(crate) fn new(client: Client, kernel: KernelId) -> Self {
+        let session = Uuid::now_v7().to_string().into();
+        Self { client, kernel, session, mark: Arc::default() }
+    }
+
+    /// Which kernel.
+    #[must_use]
+    pub fn id(&self) -> KernelId {
+        self.kernel
+    }
+
+    /// Runs `code`. Nothing is sent before [`Execution::next`] is first awaited.
+    #[must_use]
+    pub fn execute(&self, code: &str, options: ExecuteOptions) -> Execution {
+        Execution::new(self.clone(), code, options)
+    }
+
+    /// Interrupts the cell that runs, as Ctrl-C would.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or a [`Fault`] if no replica answers.
+    pub async fn interrupt(&self) -> Result<Accepted, Fault> {
+        let msg_id = Uuid::now_v7().to_string();
+        let request = control_request("interrupt_request", &msg_id, &self.session);
+        let subject = self.subject("control");
+        self.send(&subject, request.encode(), QUERY_DEADLINE)
+            .await
+            .map_err(|error| bus_fault(&subject, &error))?
+    }
+
+    /// Outputs after `since`, as many as fit in one message.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or a [`Fault`] if no replica answers.
+    pub async fn outputs(&self, since: OutputCursor) -> Result<Outputs, Fault> {
+        self.query("outputs", &GetOutputs { since }).await
+    }
+
+    /// What the kernel and its replicas are doing.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`].
+    pub async fn show(&self) -> Result<KernelStatus, Fault> {
+        self.query("show", &()).await
+    }
+
+    /// Follows the kernel's events: outputs and ends of cells.
+    ///
+    /// # Errors
+    /// Any [`BusError`] of a subscription.
+    pub async fn events(&self) -> Result<Subscription, BusError> {
+        let pattern = SubjectPattern::EventsOf {
+            cluster: self.client.cluster().clone(),
+            kind: ActorKind::Kernel,
+            id: self.kernel.to_string(),
+        };
+        self.client.bus().subscribe(&pattern).await
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn session(&self) -> &str {
+        &self.session
+    }
+
+    pub(crate) fn subject(&self, verb: &str) -> Subject {
+        Subject::actor(self.client.cluster(), ActorKind::Kernel, self.kernel, verb)
+    }
+
+    pub(crate) fn mark(&self) -> Option<OutputCursor> {
+        *self.mark.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_mark(&self, mark: Option<OutputCursor>) {
+        let mut known = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = (*known).max(mark);
+    }
+
+    /// Sends a Jupyter message once and reads its acceptance.
+    pub(crate) async fn send(
+        &self,
+        subject: &Subject,
+        frame: Bytes,
+        deadline: Duration,
+    ) -> Result<Result<Accepted, Fault>, BusError> {
+        let mut envelope = self.client.envelope();
+        envelope.deadline_ms = Some(u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX));
+        let reply = self.client.bus().request(subject, &envelope, frame, deadline).await?;
+        let answer = serde_json::from_slice::<Answer<Accepted>>(&reply.payload);
+        Ok(answer.map_err(|error| unreadable(&error)).and_then(Result::from))
+    }
+
+    async fn query<Req, Rep>(&self, verb: &str, request: &Req) -> Result<Rep, Fault>
+    where
+        Req: serde::Serialize + Sync,
+        Rep: serde::de::DeserializeOwned,
+    {
+        let (subject, envelope) = (self.subject(verb), self.client.envelope());
+        ask(self.client.bus().as_ref(), &subject, &envelope, request, QUERY_DEADLINE).await
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> Fault {
+    let text = format!(
+        "the kernel's answer cannot be read ({error}): do client and cluster run the same version of Callboard?"
+    );
+    Fault::maybe_executed(FaultCode::Internal, text)
+}

@@ -1,0 +1,18 @@
+//! A client of the bus, as front-ends and the command line use it: runs cells so that they survive
+//! lost messages, brokers and nodes, asks the control plane, follows events.
+//!
+//! Invariant: nothing here runs without being polled; no task is spawned.
+
+pub mod client;
+pub mod control;
+pub mod date;
+pub mod execute;
+pub mod kernel;
+pub mod ledger;
+pub mod request;
+
+pub use client::{Client, ClusterEvent, EventStream};
+pub use control::ControlClient;
+pub use execute::{ExecuteEvent, ExecuteOptions, Execution, Resend};
+pub use kernel::KernelClient;
+pub use request::{control_request, execute_request};
