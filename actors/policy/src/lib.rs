@@ -2,4 +2,9 @@
 //!
 //! Invariant: no tokio, no ractor, no NATS, no openraft, no clock, no random source here.
 
+mod chance;
+pub mod failure;
+pub mod placement;
+pub mod repair;
+pub mod restart;
 pub mod terms;

@@ -17,6 +17,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
+use tracing::Span;
 use uuid::Uuid;
 
 use crate::{kernel::KernelClient, ledger::Ledger, request::execute_request};
@@ -86,6 +87,8 @@ pub struct Execution {
     kernel: KernelClient,
     msg_id: String,
     frame: Bytes,
+    /// The root of the cell's trace.
+    span: Span,
     resend: Option<Resend>,
     timeout: Option<Duration>,
     until: Option<Instant>,
@@ -115,8 +118,10 @@ impl Execution {
         let msg_id = options.msg_id.unwrap_or_else(|| Uuid::now_v7().to_string());
         let frame = execute_request(code, &msg_id, kernel.session(), options.level).encode();
         let now = Instant::now();
+        let span = tracing::info_span!("cell", kernel = %kernel.id(), msg_id);
         Self {
             frame,
+            span,
             resend: options.resend,
             timeout: options.timeout,
             until: options.timeout.map(|timeout| now + timeout),
@@ -208,9 +213,9 @@ impl Execution {
         let wait = if self.sends == 0 { times.first_after } else { times.every };
         self.sends += 1;
         self.send_at = Instant::now() + wait;
-        let frame = self.frame.clone();
+        let (frame, span) = (self.frame.clone(), self.span.clone());
         let subject = self.kernel.subject("shell");
-        Some(async move { Done::Asked(kernel.send(&subject, frame, wait).await) }.boxed())
+        Some(async move { Done::Asked(kernel.send(&subject, frame, wait, &span).await) }.boxed())
     }
 
     fn fetch_since(&self) -> Option<OutputCursor> {

@@ -12,8 +12,10 @@ use callboard_protocol::{
 };
 use callboard_transport::{
     BusError, Subscription,
+    telemetry::inject_from,
     typed::{ask, bus_fault},
 };
+use tracing::Span;
 use uuid::Uuid;
 
 use crate::{
@@ -61,7 +63,7 @@ impl KernelClient {
         let msg_id = Uuid::now_v7().to_string();
         let request = control_request("interrupt_request", &msg_id, &self.session);
         let subject = self.subject("control");
-        self.send(&subject, request.encode(), QUERY_DEADLINE)
+        self.send(&subject, request.encode(), QUERY_DEADLINE, &Span::current())
             .await
             .map_err(|error| bus_fault(&subject, &error))?
     }
@@ -122,8 +124,10 @@ impl KernelClient {
         subject: &Subject,
         frame: Bytes,
         deadline: Duration,
+        span: &Span,
     ) -> Result<Result<Accepted, Fault>, BusError> {
         let mut envelope = self.client.envelope();
+        inject_from(span, &mut envelope);
         envelope.deadline_ms = Some(u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX));
         let reply = self.client.bus().request(subject, &envelope, frame, deadline).await?;
         let answer = serde_json::from_slice::<Answer<Accepted>>(&reply.payload);

@@ -34,7 +34,8 @@ const REQUESTS_KEPT_MAX: usize = 1_000;
 pub struct Identity {
     /// Its member id.
     pub replica: ReplicaId,
-    /// Unique to this life of the replica, and higher than that of every earlier life.
+    /// Unique to this life of the replica, and higher than that of every earlier life. Safety
+    /// rests on it: a life that took an earlier one's number would run its cells again.
     pub incarnation: Incarnation,
 }
 
@@ -92,7 +93,7 @@ pub enum Input {
     BaseReadable(bool),
     /// A fresh Python process is ready.
     PythonWarm,
-    /// The Python process ended.
+    /// The Python process ended by itself: not told of one that a [`Action::KillPython`] ended.
     PythonExited(String),
     /// The base state is in the Python process.
     Restored(Term),
@@ -212,6 +213,14 @@ impl Executor {
         self.python
     }
 
+    /// Forgets when things were last tried, so that all of them are due at the next step: for a
+    /// driver back from an outage in which nothing it proposed can have arrived.
+    pub fn make_due(&mut self) {
+        self.tried.clear();
+        self.accepts.values_mut().for_each(|tried_ms| *tried_ms = 0);
+        self.closed_since_ms = self.closed_since_ms.map(|_| 0);
+    }
+
     /// Takes one input in and says what to do. `log` is the log as applied here, at least as new
     /// as every `Applied` input; `now_ms` is a monotonic clock.
     pub fn step(&mut self, log: &KernelLog, input: Input, now_ms: u64) -> Vec<Action> {
@@ -265,19 +274,24 @@ impl Executor {
         now_ms: u64,
         actions: &mut Vec<Action>,
     ) {
-        if let Some((_, hash, _)) = log.request(&request.msg_id)
-            && *hash != request.hash
-        {
+        let known_hash = log.request(&request.msg_id).map(|(_, hash, _)| *hash);
+        let waiting = self.waiting.get_mut(&request.msg_id);
+        let waiting_hash = waiting.as_ref().map(|waiting| waiting.request.hash);
+        if known_hash.or(waiting_hash).is_some_and(|hash| hash != request.hash) {
             actions.push(Action::Answer {
                 answer: Err(refusal(&Applied::Conflict, &request.msg_id)),
                 msg_id: request.msg_id,
             });
             return;
         }
+        if let Some(waiting) = waiting {
+            // A resent request keeps its place: those of one client are ordered as first sent.
+            waiting.since_ms = now_ms;
+            return;
+        }
         if self.waiting.len() >= REQUESTS_KEPT_MAX {
             return;
         }
-        self.arrivals.retain(|msg_id| *msg_id != request.msg_id);
         self.arrivals.push_back(request.msg_id.clone());
         self.waiting.insert(request.msg_id.clone(), Waiting { request, since_ms: now_ms });
     }
@@ -286,12 +300,12 @@ impl Executor {
         match applied {
             Applied::Completed(end) if self.entered == Some(end.term) => {
                 let finished = self.finished.iter().find(|cell| cell.seq == end.seq);
+                let is_durable = finished.is_some_and(|cell| cell.level == Level::Durable);
+                self.finished.retain(|cell| cell.seq != end.seq);
+                self.tried.retain(|attempt, _| !attempt.is_for_cell_up_to(end.seq));
                 // A received cell's end was published when it finished.
-                if finished.is_some_and(|cell| cell.level == Level::Durable) {
-                    self.finished.retain(|cell| cell.seq != end.seq);
+                if is_durable {
                     actions.push(Action::PublishEnded(end));
-                } else {
-                    self.finished.retain(|cell| cell.seq != end.seq);
                 }
             }
             Applied::Closed { interrupted, .. } if self.leading => {
@@ -308,7 +322,7 @@ impl Executor {
     }
 
     fn python_exited(&mut self, how: String) {
-        self.python_loss = Some(how);
+        self.python_loss = self.entered.map(|_| how);
         self.python = PythonPhase::Absent;
     }
 
@@ -341,19 +355,22 @@ impl Executor {
 
     /// Answers requests that have their place in the log by now.
     fn answer_ordered(&mut self, log: &KernelLog, actions: &mut Vec<Action>) {
-        let ordered: Vec<String> = self
-            .arrivals
-            .iter()
-            .filter(|msg_id| log.request(msg_id).is_some())
-            .cloned()
-            .collect();
+        let ordered: Vec<String> =
+            self.arrivals.iter().filter(|msg_id| log.request(msg_id).is_some()).cloned().collect();
         for msg_id in ordered {
             let proposed_here = self.accepts.contains_key(&msg_id);
+            let waited_hash = self.waiting.get(&msg_id).map(|waiting| waiting.request.hash);
             self.forget_request(&msg_id);
-            let Some((seq, _, end)) = log.request(&msg_id) else { continue };
+            let Some((seq, hash, end)) = log.request(&msg_id) else { continue };
             if proposed_here || self.leading || self.my_term(log).is_some() {
                 let state = end.map_or(CellState::Pending, |end| CellState::Ended(end.clone()));
-                actions.push(Action::Answer { msg_id, answer: Ok(Accepted { seq, state }) });
+                // The place may have gone to another request that came under the same id.
+                let answer = if waited_hash.is_some_and(|waited| waited != *hash) {
+                    Err(refusal(&Applied::Conflict, &msg_id))
+                } else {
+                    Ok(Accepted { seq, state })
+                };
+                actions.push(Action::Answer { msg_id, answer });
             }
         }
     }
@@ -470,16 +487,17 @@ impl Executor {
         {
             actions.push(Action::KillPython);
             self.python = PythonPhase::Absent;
-            self.finished.clear();
+        }
+        if self.entered.is_some() && self.entered != mine {
+            self.leave_term();
         }
         if self.python == PythonPhase::Warm
             && let Some(term) = mine
             && self.entered != Some(term)
         {
+            self.leave_term();
             self.entered = Some(term);
-            self.python_loss = None;
             self.started_through = log.completed();
-            self.finished.clear();
             self.tried.retain(|attempt, _| attempt.term() >= term);
             self.python = PythonPhase::Restoring(term);
             actions.push(Action::Restore(term));
@@ -488,6 +506,13 @@ impl Executor {
             self.python = PythonPhase::Starting;
             actions.push(Action::StartPython);
         }
+    }
+
+    fn leave_term(&mut self) {
+        self.entered = None;
+        self.python_loss = None;
+        self.started_through = Seq::default();
+        self.finished.clear();
     }
 
     /// Starts the next cell that may be started, and puts finished ones in the log.
@@ -535,6 +560,10 @@ impl Attempt {
             | Self::Complete(term, _) => *term,
         }
     }
+
+    fn is_for_cell_up_to(&self, last: Seq) -> bool {
+        matches!(self, Self::Start(_, seq) | Self::Complete(_, seq) if *seq <= last)
+    }
 }
 
 fn refusal(applied: &Applied, msg_id: &str) -> Fault {
@@ -560,3 +589,6 @@ fn refusal(applied: &Applied, msg_id: &str) -> Fault {
         _ => Fault::new(FaultCode::Internal, "the kernel did not take the request"),
     }
 }
+
+#[cfg(test)]
+mod tests;

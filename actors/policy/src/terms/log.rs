@@ -170,15 +170,13 @@ impl KernelLog {
         outputs: Vec<LoggedOutput>,
         delta: StateDelta,
     ) -> Applied {
-        let is_head = self
-            .pending
-            .front()
-            .is_some_and(|cell| cell.seq == seq && cell.grant == Some(term));
+        let is_head =
+            self.pending.front().is_some_and(|cell| cell.seq == seq && cell.grant == Some(term));
         if !self.is_open(term) || !is_head {
             return Applied::Ignored;
         }
-        let last_output = outputs.last().map(|output| output.place.cursor);
         self.keep_outputs(outputs);
+        let last_output = self.last_output_of(seq);
         for (id, group) in delta.upsert {
             self.manifest.insert(id, group);
         }
@@ -202,11 +200,11 @@ impl KernelLog {
         let mut interrupted = Vec::new();
         // The executor starts a cell after a durable one only once that one's Complete applied, so
         // nothing behind the first durable cell can have been started.
-        while let Some((level, grant)) = self.pending.front().map(|cell| (cell.level, cell.grant)) {
+        while let Some(&PendingCell { seq, level, grant, .. }) = self.pending.front() {
             if grant != Some(term) {
                 break;
             }
-            let last_output = self.outputs.back().map(|output| output.place.cursor);
+            let last_output = self.last_output_of(seq);
             let outcome = CellOutcome::Interrupted { cause: cause.clone() };
             interrupted.extend(self.end_head(term, outcome, last_output));
             if level == Level::Durable {
@@ -240,10 +238,22 @@ impl KernelLog {
         Some(end)
     }
 
+    fn last_output_of(&self, seq: Seq) -> Option<OutputCursor> {
+        let of_cell = |output: &&LoggedOutput| output.place.cell == seq;
+        self.outputs.iter().rev().find(of_cell).map(|output| output.place.cursor)
+    }
+
+    /// Keeps outputs in the order of their cursors, each once: proposals arrive late and twice.
     fn keep_outputs(&mut self, outputs: Vec<LoggedOutput>) {
         for output in outputs {
+            let cursor = output.place.cursor;
+            let index = self.outputs.partition_point(|kept| kept.place.cursor < cursor);
+            let is_kept = self.outputs.get(index).is_some_and(|kept| kept.place.cursor == cursor);
+            if is_kept || self.outputs_dropped.is_some_and(|dropped| cursor <= dropped) {
+                continue;
+            }
             self.output_bytes += output.message.length();
-            self.outputs.push_back(output);
+            self.outputs.insert(index, output);
         }
         while self.output_bytes > OUTPUT_BYTES_MAX {
             let Some(dropped) = self.outputs.pop_front() else { break };
@@ -327,3 +337,6 @@ impl KernelLog {
         (self.outputs.iter().filter(move |output| output.place.cursor > since), gap)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 
 mod entry;
 mod executor;
+pub mod invariants;
 mod log;
 
 pub use entry::{Applied, Entry, Hash, LoggedOutput, Part, StateDelta, StateGroup};

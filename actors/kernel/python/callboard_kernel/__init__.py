@@ -1,0 +1,15 @@
+"""Callboard's side of a Python kernel: finds what each cell changed and hands it to the node.
+
+`python -m callboard_kernel -f CONNECTION_FILE` runs a stock ipykernel with a kernel class that,
+after every request that ran user code, walks the session, pickles the groups of names that changed
+and sends them over the state socket named by `CALLBOARD_STATE_SOCKET`. On a `restore` message it
+rebuilds a session from such groups.
+
+Modules, from the outside in: `kernel` (ipykernel hooks), `channel` (socket and framing), `tracker`
+(one capture), `restore`, `graph` (which names belong together), `namespace` (which names count),
+`pickler` with `reducers`, `functions` and `arrays` (bytes), `fingerprint` (what need not be pickled
+again), `session` and `history` (state beyond variables), `refusal` and `placeholder` (what cannot
+be carried), `live` (the running session that pickles refer to).
+"""
+
+PROTOCOL_VERSION = 1

@@ -1,0 +1,49 @@
+"""`python -m callboard_kernel -f CONNECTION_FILE`: runs the kernel until its node ends it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when the thread that started it ends.
+
+    A second line of defence behind the end of file on the state socket, which also covers a parent
+    that died before this call. Linux means the starting thread, so the node must start kernels from
+    a thread that lives as long as it does.
+    """
+    if sys.platform == "linux" and os.environ.get("CALLBOARD_STATE_SOCKET"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def main() -> None:
+    die_with_parent()
+    from ipykernel.kernelapp import IPKernelApp
+
+    from callboard_kernel.kernel import CallboardKernel
+
+    class Application(IPKernelApp):
+        """ipykernel's application with one shell thread, and no hints for people at a terminal."""
+
+        def init_control(self, context: Any) -> None:
+            """Leaves out the thread that would hand requests to subshells."""
+            super().init_control(context)
+            self.shell_channel_thread = None
+
+        def log_connection_info(self) -> None:
+            """The node knows the connection file; nobody reads this."""
+
+    # `-m` put the start directory first; IPython adds "", which follows the session's directory.
+    if sys.path and sys.path[0] in ("", os.getcwd()):
+        del sys.path[0]
+    Application.launch_instance(kernel_class=CallboardKernel)
+
+
+if __name__ == "__main__":
+    main()

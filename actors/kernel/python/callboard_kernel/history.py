@@ -1,0 +1,66 @@
+"""In, the underscores and the directory history; cached outputs travel as names (`Out[3]`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import live
+
+# Inputs per group: a cell changes the last group only, so its cost does not grow with the session.
+INPUTS_PER_GROUP = 64
+_UNDERSCORES = ("_", "__", "___")
+
+
+def capture() -> dict[str, Any]:
+    """History groups by id, as plain data."""
+    shell = live.LIVE.shell
+    if shell is None:
+        return {}
+    history = shell.history_manager
+    parsed, raw = history.input_hist_parsed, history.input_hist_raw
+    groups: dict[str, Any] = {}
+    for start in range(0, len(parsed), INPUTS_PER_GROUP):
+        end = start + INPUTS_PER_GROUP
+        groups[f"history:In:{start}"] = (start, list(parsed[start:end]), list(raw[start:end]))
+    hidden, user_ns = shell.user_ns_hidden, live.LIVE.user_ns
+    owned = [name for name in _UNDERSCORES if name in hidden and hidden[name] is user_ns.get(name)]
+    groups["history:core"] = {"owned": owned, "directories": list(user_ns.get("_dh", ()))}
+    return groups
+
+
+def restore(groups: dict[str, Any], execution_count: int) -> None:
+    """Replaces the history; runs after the variables, which bind the underscores."""
+    shell = live.LIVE.shell
+    if shell is None:
+        return
+    history, user_ns = shell.history_manager, live.LIVE.user_ns
+    parsed, raw = [""], [""]
+    for key, group in groups.items():
+        if key.startswith("history:In:"):
+            start, parsed_part, raw_part = group
+            _put(parsed, start, parsed_part)
+            _put(raw, start, raw_part)
+    history.input_hist_parsed[:] = parsed
+    history.input_hist_raw[:] = raw
+    for index in range(1, len(raw)):
+        shell.push({f"_i{index}": raw[index]}, interactive=False)
+    recent = ([""] * 3 + raw[1:])[-1:-4:-1]
+    history._i, history._ii, history._iii = recent
+    history._i00 = recent[0]
+    shell.push({"_i": recent[0], "_ii": recent[1], "_iii": recent[2]}, interactive=False)
+    core = groups.get("history:core", {"owned": [], "directories": []})
+    for name in _UNDERSCORES:
+        value = user_ns.setdefault(name, "")
+        if name in core["owned"]:
+            shell.user_ns_hidden[name] = value
+            setattr(shell.displayhook, name, value)
+        else:
+            shell.user_ns_hidden.pop(name, None)
+    if core["directories"]:
+        user_ns["_dh"][:] = core["directories"]
+    shell.execution_count = execution_count
+
+
+def _put(target: list[str], start: int, part: list[str]) -> None:
+    target.extend([""] * (start + len(part) - len(target)))
+    target[start : start + len(part)] = part

@@ -1,0 +1,194 @@
+"""The kernel class: ipykernel with a capture after every request that can run user code.
+
+Order per request: user code, reply sent and flushed, capture, status `idle`. A capture runs
+synchronously on the main thread, so no other cell can interleave with it. Subshells are switched
+off, since they run cells beside each other on other threads, against the one order in which the
+node logs them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import platform
+import signal
+import sys
+import time
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import zmq
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.utils import _async_in_context
+
+from . import PROTOCOL_VERSION, live
+from .channel import Channel
+from .refusal import CaptureInterrupted
+from .restore import HeldGroup, Restore
+from .tracker import SAVING_NOTICE_S, Tracker
+
+SOCKET_VARIABLE = "CALLBOARD_STATE_SOCKET"
+_REQUESTS_WITH_USER_CODE = ("execute_request", "comm_open", "comm_msg", "comm_close")
+
+
+class CallboardKernel(IPythonKernel):
+    """An IPython kernel whose session the node can carry to another machine."""
+
+    _supports_kernel_subshells = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tracker: Tracker | None = None
+        self.channel: Channel | None = None
+        for request in _REQUESTS_WITH_USER_CODE:
+            self.shell_handlers[request] = self._captured_after(self.shell_handlers[request])
+
+    def start(self) -> None:
+        """Starts serving; the session as it is now is what later changes are counted from."""
+        super().start()
+        # ipykernel asks this thread for its parent to see whether a cell is on the main one.
+        self.shell_channel_thread = _NoShellThread()
+        # Cells run in one context of their own; what they set in context variables (NumPy's error
+        # handling, decimal's precision) is seen by captures, and has to be set there by a restore.
+        self._in_cell_context = _async_in_context(_call)
+        serve = functools.partial(self._in_cell_context, self.shell_main, None)
+        self.shell_stream.on_recv(serve, copy=False)
+        live.attach(self.shell.user_ns, self.shell, self)
+        self.tracker = Tracker()
+        path = os.environ.get(SOCKET_VARIABLE)
+        if path:
+            self.channel = Channel.connect(path)
+            self.channel.send(_hello())
+            self.channel.listen(self._on_message)
+
+    def _captured_after(self, handler: Any) -> Any:
+        async def handle(stream: Any, ident: Any, parent: Any) -> None:
+            try:
+                result = handler(stream, ident, parent)
+                if inspect.isawaitable(result):
+                    await result
+            finally:
+                if stream is not None and hasattr(stream, "flush"):
+                    stream.flush(zmq.POLLOUT)
+                self._capture(parent["header"]["msg_id"])
+
+        return handle
+
+    def _capture(self, msg_id: str) -> None:
+        """Captures and sends exactly one `captured` message, whatever goes wrong."""
+        tracker, channel = self.tracker, self.channel
+        if tracker is None or channel is None:
+            return
+        start = time.monotonic()
+
+        def on_interrupt(_signal: int, _frame: Any) -> None:
+            if tracker.in_dump and time.monotonic() - start > SAVING_NOTICE_S:
+                raise CaptureInterrupted
+
+        previous = signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            tracker.on_slow = lambda: channel.send({"type": "saving", "msg_id": msg_id})
+            delta = self._safe_capture(tracker)
+            channel.send(
+                {
+                    "type": "captured",
+                    "msg_id": msg_id,
+                    "upsert": delta.upsert,
+                    "removed": delta.removed,
+                    "refused": delta.refused,
+                    "elapsed_ms": round(delta.elapsed_ms, 3),
+                    "execution_count": self.shell.execution_count,
+                },
+                delta.buffers,
+            )
+            for notice in delta.notices:
+                print(notice, file=sys.stderr)
+        except OSError:
+            os._exit(1)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    @staticmethod
+    def _safe_capture(tracker: Tracker) -> Any:
+        from .tracker import Delta
+
+        known = tracker.groups
+        try:
+            return tracker.capture()
+        except BaseException as error:  # a fault here must not take the cell's answer with it
+            reason = f"capture failed with {type(error).__name__}: {error}"
+            os.write(2, traceback.format_exc().encode())
+            # The node got nothing: compare with what it held before, next time.
+            tracker.groups = known
+            delta = Delta()
+            delta.refused.append({"name": "*", "type": "session", "reason": reason})
+            delta.notices.append(f"callboard: the state after this cell was not saved: {reason}")
+            return delta
+
+    def _on_message(self, header: dict[str, Any], buffers: list[bytearray]) -> None:
+        """Called on the reading thread; hands the message to the main one."""
+        self.io_loop.add_callback(self._in_cell_context, self._handle, header, buffers)
+
+    async def _handle(self, header: dict[str, Any], buffers: list[bytearray]) -> None:
+        async with self._main_asyncio_lock:
+            kind = header.get("type")
+            try:
+                if kind == "restore":
+                    self._restore(header, buffers)
+                elif kind == "configure":
+                    self._configure(header)
+                else:
+                    raise ValueError(f"unknown message type {kind!r}; this kernel speaks protocol {PROTOCOL_VERSION}")
+            except Exception as error:
+                message = f"{kind}: {type(error).__name__}: {error}"
+                self.channel.send({"type": "error", "message": message})
+
+    def _restore(self, header: dict[str, Any], buffers: list[bytearray]) -> None:
+        start = time.monotonic()
+        groups, position = [], 0
+        for entry in header["groups"]:
+            parts = buffers[position : position + entry["parts"]]
+            position += entry["parts"]
+            groups.append(HeldGroup(entry["group"], entry["names"], entry["kind"], parts[0], parts[1:]))
+        failed = Restore(self.tracker, groups, header["execution_count"]).run()
+        elapsed_ms = round((time.monotonic() - start) * 1000, 3)
+        self.channel.send({"type": "restored", "failed": failed, "elapsed_ms": elapsed_ms})
+
+    def _configure(self, header: dict[str, Any]) -> None:
+        if "capture_budget_ms" in header:
+            self.tracker.budget_s = header["capture_budget_ms"] / 1000
+        if "exclude" in header:
+            self.tracker.namespace.exclude = frozenset(header["exclude"])
+
+
+class _NoShellThread:
+    """False like the absent thread it stands for, but able to answer that cells run on the main one."""
+
+    def __init__(self) -> None:
+        self.parent_thread = threading.main_thread()
+
+    def __bool__(self) -> bool:
+        return False
+
+
+async def _call(handler: Any, *arguments: Any) -> None:
+    await handler(*arguments)
+
+
+def _hello() -> dict[str, Any]:
+    # Directory names only: opening every distribution's metadata would cost a tenth of a second.
+    distributions: dict[str, str] = {}
+    for directory in map(Path, sys.path):
+        for found in directory.glob("*.dist-info") if directory.is_dir() else ():
+            name, _, version = found.name[: -len(".dist-info")].partition("-")
+            distributions.setdefault(name, version)
+    return {
+        "type": "hello",
+        "protocol": PROTOCOL_VERSION,
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "distributions": distributions,
+    }

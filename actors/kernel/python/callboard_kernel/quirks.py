@@ -1,0 +1,64 @@
+"""Types whose own pickling refuses, or changes the object, for no reason that concerns a session."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import struct
+from typing import Any
+
+from .refusal import Refused
+
+
+def reduce_struct(value: struct.Struct) -> tuple[Any, ...]:
+    return struct.Struct, (value.format,)
+
+
+def reduce_callback_registry(registry: Any) -> tuple[Any, ...]:
+    """matplotlib's registry counts up each time it is pickled; here the counter is put back."""
+    state = registry.__getstate__()
+    next_id = state.get("_cid_gen")
+    if isinstance(next_id, int):
+        registry._cid_gen = itertools.count(next_id)
+    return type(registry).__new__, (type(registry),), state
+
+
+def reduce_buffer(buffer: io.BytesIO | io.StringIO) -> Any:
+    """A closed in-memory file has no content left, but `with` leaves its name behind."""
+    return (closed_buffer, (type(buffer),)) if buffer.closed else NotImplemented
+
+
+def closed_buffer(kind: type) -> Any:
+    buffer = kind()
+    buffer.close()
+    return buffer
+
+
+def reduce_file(file: Any) -> tuple[Any, ...]:
+    """A closed file stays a closed file; an open one is refused."""
+    name, mode = getattr(file, "name", None), getattr(file, "mode", None)
+    if file.closed and isinstance(name, (str, bytes, int)) and isinstance(mode, str):
+        return closed_file, (name, mode, getattr(file, "encoding", None))
+    raise Refused("a file handle is open on this machine only (keep its path and open it again)")
+
+
+def closed_file(name: Any, mode: str, encoding: str | None) -> Any:
+    """A closed file of that name, without touching the name's file."""
+
+    def null(_path: Any, _flags: int) -> int:
+        return os.open(os.devnull, os.O_RDWR)
+
+    mode = mode.replace("x", "w").replace("a", "w")
+    name = f"<descriptor {name}>" if isinstance(name, int) else name
+    file = open(name, mode, encoding=None if "b" in mode else encoding, opener=null)
+    file.close()
+    return file
+
+
+def reduce_environ(_environ: Any) -> tuple[Any, ...]:
+    return get_environ, ()
+
+
+def get_environ() -> Any:
+    return os.environ

@@ -1,0 +1,41 @@
+//! The Python process of one replica: a stock ipykernel with Callboard's state package.
+//!
+//! [`PythonProcess`] owns the child, its sockets and its directory. It decides nothing: what
+//! happens arrives as [`PythonEvent`]s, what is wanted is sent through it.
+
+mod package;
+mod process;
+mod sockets;
+mod state_socket;
+mod wire;
+
+pub use package::{PackageError, unpack_package};
+pub use process::{LaunchError, PythonConfig, PythonProcess};
+pub use state_socket::{Captured, CapturedGroup, Hello, RestoreGroup, Restored};
+
+use callboard_protocol::jupyter::JupyterMessage;
+
+/// What a Python process tells.
+#[derive(Debug)]
+pub enum PythonEvent {
+    /// It is ready to be given state or cells.
+    Ready(Hello),
+    /// It could not be brought up; it is gone.
+    NotReady(LaunchError),
+    /// A message for the front-ends: output, status, reply or question for input.
+    Jupyter(JupyterMessage),
+    /// A request that may have run user code is over and its state was captured.
+    Captured(Captured),
+    /// Capturing takes long.
+    Saving {
+        /// The request whose state is being captured.
+        msg_id: String,
+    },
+    /// The state it was given is in place.
+    Restored(Restored),
+    /// It ended.
+    Exited {
+        /// How, for people: `killed by signal 9`.
+        how: String,
+    },
+}

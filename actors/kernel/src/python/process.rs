@@ -1,0 +1,430 @@
+//! Starts, feeds and ends one Python process.
+
+use std::{
+    os::unix::{fs::DirBuilderExt, process::ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use callboard_protocol::jupyter::{Channel, JupyterMessage};
+use nix::{
+    sys::signal::{Signal, kill, killpg},
+    unistd::Pid,
+};
+use tokio::{
+    io::BufReader,
+    net::{UnixListener, unix::OwnedWriteHalf},
+    process::{Child, Command},
+    sync::mpsc,
+};
+
+use super::{
+    PythonEvent,
+    sockets::{CONTROL, HEARTBEAT, IOPUB, SHELL, STDIN, Sockets},
+    state_socket::{self, FromPython, Hello, RestoreGroup},
+    wire::SigningKey,
+};
+
+/// A kernel that is not ready within this time is given up.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long to wait for the answer to one readiness probe before the next.
+const PROBE_EVERY: Duration = Duration::from_millis(250);
+/// Longest directory whose socket paths fit in the 108 bytes of `sockaddr_un`.
+const SOCKET_DIRECTORY_LENGTH_MAX: usize = 96;
+/// Lines of the process's own log shown when it does not come up.
+const LOG_TAIL_LINES: usize = 6;
+
+/// How to run Python on this node.
+#[derive(Debug, Clone)]
+pub struct PythonConfig {
+    /// The interpreter.
+    pub program: PathBuf,
+    /// What [`super::unpack_package`] returned.
+    pub package_dir: PathBuf,
+    /// Longest time one capture of the session's state may take, in milliseconds.
+    pub capture_budget_ms: u64,
+}
+
+/// Why a Python process did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// Its directory could not be made.
+    #[error("cannot create the kernel's socket directory {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The interpreter could not be started.
+    #[error(
+        "cannot start {program}: {source}; name a Python >= 3.10 that has ipykernel and cloudpickle with --python"
+    )]
+    Spawn {
+        /// The interpreter.
+        program: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It ended before it was ready.
+    #[error("Python ended before it was ready ({how}): {log}")]
+    Ended {
+        /// How it ended.
+        how: String,
+        /// The end of what it wrote.
+        log: String,
+    },
+    /// It did not get ready in time.
+    #[error("Python was not ready within {limit} s: {log}", limit = READY_WITHIN.as_secs())]
+    TooSlow {
+        /// The end of what it wrote.
+        log: String,
+    },
+    /// Its sockets failed.
+    #[error("cannot talk to the kernel: {0}")]
+    Socket(String),
+}
+
+#[derive(Debug)]
+enum Order {
+    Send(JupyterMessage),
+    Restore { groups: Vec<RestoreGroup>, execution_count: u64 },
+    Interrupt,
+    Kill,
+}
+
+/// One Python process. Dropping it kills the process.
+#[derive(Debug)]
+pub struct PythonProcess {
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+impl PythonProcess {
+    /// Starts a process whose sockets and log live in a fresh directory below `run_dir`. Its
+    /// first event is `Ready` or `NotReady`, its last one `Exited` or `NotReady`.
+    #[must_use]
+    pub fn launch(
+        config: PythonConfig,
+        run_dir: &Path,
+    ) -> (Self, mpsc::UnboundedReceiver<PythonEvent>) {
+        let (orders, order_queue) = mpsc::unbounded_channel();
+        let (events, event_queue) = mpsc::unbounded_channel();
+        let run_dir = run_dir.to_owned();
+        tokio::spawn(async move {
+            let last = match Running::start(&config, &run_dir).await {
+                Ok((running, hello)) => {
+                    let _ = events.send(PythonEvent::Ready(hello));
+                    running.serve(order_queue, &events).await
+                }
+                Err(error) => PythonEvent::NotReady(error),
+            };
+            let _ = events.send(last);
+        });
+        (Self { orders }, event_queue)
+    }
+
+    /// Sends a message to the kernel on its channel.
+    pub fn send(&self, message: JupyterMessage) {
+        let _ = self.orders.send(Order::Send(message));
+    }
+
+    /// Gives the process the whole state of a session.
+    pub fn restore(&self, groups: Vec<RestoreGroup>, execution_count: u64) {
+        let _ = self.orders.send(Order::Restore { groups, execution_count });
+    }
+
+    /// Interrupts what runs, as Ctrl-C would.
+    pub fn interrupt(&self) {
+        let _ = self.orders.send(Order::Interrupt);
+    }
+
+    /// Kills the process and what it started.
+    pub fn kill(&self) {
+        let _ = self.orders.send(Order::Kill);
+    }
+}
+
+struct Running {
+    child: Child,
+    pid: Pid,
+    sockets: Sockets,
+    from_kernel: mpsc::UnboundedReceiver<JupyterMessage>,
+    from_python: mpsc::UnboundedReceiver<FromPython>,
+    to_python: OwnedWriteHalf,
+    directory: SocketDirectory,
+}
+
+impl Running {
+    async fn start(config: &PythonConfig, run_dir: &Path) -> Result<(Self, Hello), LaunchError> {
+        let directory = SocketDirectory::create(run_dir)?;
+        let key = SigningKey::generate();
+        let socket_error = |error: std::io::Error| LaunchError::Socket(error.to_string());
+        let listener = UnixListener::bind(directory.path.join("state")).map_err(socket_error)?;
+        let mut child = spawn(config, &directory, &key)?;
+        let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw)
+        else {
+            return Err(ended(&mut child, &directory).await);
+        };
+        let connecting = async {
+            let (stream, _) = listener.accept().await.map_err(socket_error)?;
+            let (reader, mut to_python) = stream.into_split();
+            state_socket::write_configure(&mut to_python, config.capture_budget_ms)
+                .await
+                .map_err(socket_error)?;
+            let mut from_python = read_states(BufReader::new(reader));
+            let (sender, mut from_kernel) = mpsc::unbounded_channel();
+            let sockets = Sockets::connect(&directory.path.join("k"), &key, sender)
+                .await
+                .map_err(|error| LaunchError::Socket(error.to_string()))?;
+            let hello = match from_python.recv().await {
+                Some(FromPython::Hello(hello)) => hello,
+                Some(FromPython::Error { message }) => return Err(LaunchError::Socket(message)),
+                _ => return Err(LaunchError::Socket("no greeting from Python".to_owned())),
+            };
+            probe(&sockets, &mut from_kernel).await;
+            Ok((sockets, from_kernel, from_python, to_python, hello))
+        };
+        let connected = tokio::select! {
+            connected = connecting => connected,
+            _ = child.wait() => Err(ended(&mut child, &directory).await),
+            () = tokio::time::sleep(READY_WITHIN) => {
+                Err(LaunchError::TooSlow { log: directory.log_tail().await })
+            }
+        };
+        match connected {
+            Ok((sockets, from_kernel, from_python, to_python, hello)) => {
+                let running =
+                    Self { child, pid, sockets, from_kernel, from_python, to_python, directory };
+                Ok((running, hello))
+            }
+            Err(error) => {
+                let _ = killpg(pid, Signal::SIGKILL);
+                let _ = child.wait().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Carries orders and messages until the process ends; returns how it did.
+    async fn serve(
+        mut self,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+        events: &mpsc::UnboundedSender<PythonEvent>,
+    ) -> PythonEvent {
+        loop {
+            let event = tokio::select! {
+                biased;
+                status = self.child.wait() => break self.exited(status.ok()).await,
+                order = orders.recv() => {
+                    self.carry_out(order.unwrap_or(Order::Kill)).await;
+                    continue;
+                }
+                Some(message) = self.from_kernel.recv() => PythonEvent::Jupyter(message),
+                Some(message) = self.from_python.recv() => match message {
+                    FromPython::Captured(captured) => PythonEvent::Captured(captured),
+                    FromPython::Saving { msg_id } => PythonEvent::Saving { msg_id },
+                    FromPython::Restored(restored) => PythonEvent::Restored(restored),
+                    FromPython::Hello(_) => continue,
+                    FromPython::Error { message } => {
+                        tracing::warn!(%message, "the Python side reports a problem");
+                        continue;
+                    }
+                },
+            };
+            if events.send(event).is_err() {
+                self.carry_out(Order::Kill).await;
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Send(message) => self.sockets.send(message),
+            Order::Restore { groups, execution_count } => {
+                let written =
+                    state_socket::write_restore(&mut self.to_python, &groups, execution_count);
+                if let Err(error) = written.await {
+                    tracing::warn!(%error, "cannot hand the state to Python");
+                    let _ = killpg(self.pid, Signal::SIGKILL);
+                }
+            }
+            Order::Interrupt => {
+                let _ = kill(self.pid, Signal::SIGINT);
+            }
+            Order::Kill => {
+                let _ = killpg(self.pid, Signal::SIGKILL);
+                let _ = self.child.wait().await;
+            }
+        }
+    }
+
+    async fn exited(&mut self, status: Option<ExitStatus>) -> PythonEvent {
+        // What it started goes with it.
+        let _ = killpg(self.pid, Signal::SIGKILL);
+        let mut how = status.map_or_else(|| "ended".to_owned(), describe);
+        let tail = self.directory.log_tail().await;
+        if !tail.is_empty() {
+            tracing::warn!(%how, %tail, "a Python process ended");
+        }
+        if how.contains("signal 9") {
+            how.push_str(" (out of memory, or killed by hand)");
+        }
+        PythonEvent::Exited { how }
+    }
+}
+
+fn spawn(
+    config: &PythonConfig,
+    directory: &SocketDirectory,
+    key: &SigningKey,
+) -> Result<Child, LaunchError> {
+    let fail = |source| LaunchError::Directory { path: directory.path.clone(), source };
+    let connection_file = directory.path.join("connection.json");
+    let connection = serde_json::json!({
+        "transport": "ipc", "ip": directory.path.join("k"), "key": key.as_str(),
+        "signature_scheme": "hmac-sha256", "shell_port": SHELL, "iopub_port": IOPUB,
+        "stdin_port": STDIN, "control_port": CONTROL, "hb_port": HEARTBEAT,
+    });
+    std::fs::write(&connection_file, connection.to_string()).map_err(fail)?;
+    let log = std::fs::File::create(directory.path.join("log")).map_err(fail)?;
+    let log_too = log.try_clone().map_err(fail)?;
+    let mut command = Command::new(&config.program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CALLBOARD_") {
+            command.env_remove(name);
+        }
+    }
+    let child = command
+        .args(["-m", "callboard_kernel", "-f"])
+        .arg(&connection_file)
+        .env("PYTHONPATH", &config.package_dir)
+        .env("CALLBOARD_STATE_SOCKET", directory.path.join("state"))
+        .env("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(log_too)
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| LaunchError::Spawn { program: config.program.clone(), source })?;
+    if let Some(pid) = child.id() {
+        std::fs::write(directory.pid_file(), pid.to_string()).map_err(fail)?;
+    }
+    Ok(child)
+}
+
+async fn ended(child: &mut Child, directory: &SocketDirectory) -> LaunchError {
+    let how = child.wait().await.map_or_else(|error| error.to_string(), describe);
+    LaunchError::Ended { how, log: directory.log_tail().await }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("killed by signal {signal}"),
+        (None, Some(code)) => format!("exited with code {code}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+fn read_states(
+    mut reader: BufReader<tokio::net::unix::OwnedReadHalf>,
+) -> mpsc::UnboundedReceiver<FromPython> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            match state_socket::read(&mut reader).await {
+                Ok(message) => {
+                    if sender.send(message).is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    if error.kind() == std::io::ErrorKind::InvalidData {
+                        tracing::error!(%error, "the Python side broke its protocol");
+                    }
+                    break;
+                }
+            }
+        }
+    });
+    receiver
+}
+
+/// Asks until an answer and its `idle` status arrive, so that no output can be missed after.
+async fn probe(sockets: &Sockets, received: &mut mpsc::UnboundedReceiver<JupyterMessage>) {
+    let (mut has_reply, mut has_status) = (false, false);
+    while !(has_reply && has_status) {
+        let msg_id = uuid::Uuid::new_v4().to_string();
+        let header = serde_json::json!({
+            "msg_id": msg_id, "msg_type": "kernel_info_request", "session": "callboard",
+            "username": "callboard", "version": "5.4", "date": "1970-01-01T00:00:00.000000Z",
+        });
+        let empty = Bytes::from_static(b"{}");
+        sockets.send(JupyterMessage {
+            channel: Channel::Shell,
+            header: Bytes::from(header.to_string()),
+            parent_header: empty.clone(),
+            metadata: empty.clone(),
+            content: empty,
+            buffers: Vec::new(),
+        });
+        (has_reply, has_status) = (false, false);
+        let answered = async {
+            while let Some(message) = received.recv().await {
+                if message.parent_msg_id().as_deref() == Some(msg_id.as_str()) {
+                    has_reply |= message.channel == Channel::Shell;
+                    has_status |= message.channel == Channel::Iopub
+                        && message.content.windows(6).any(|window| window == b"\"idle\"");
+                }
+                if has_reply && has_status {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(PROBE_EVERY, answered).await;
+    }
+}
+
+/// A private directory with short enough a path for sockets. Removed when dropped.
+struct SocketDirectory {
+    path: PathBuf,
+    run_dir: PathBuf,
+}
+
+impl SocketDirectory {
+    fn create(run_dir: &Path) -> Result<Self, LaunchError> {
+        let mut name = uuid::Uuid::new_v4().simple().to_string();
+        name.truncate(12);
+        let mut path = run_dir.join(&name);
+        if path.as_os_str().len() > SOCKET_DIRECTORY_LENGTH_MAX {
+            path = std::env::temp_dir().join(format!("callboard-{name}"));
+        }
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .recursive(false)
+            .create(&path)
+            .map_err(|source| LaunchError::Directory { path: path.clone(), source })?;
+        Ok(Self { path, run_dir: run_dir.to_owned() })
+    }
+
+    /// Where the node finds the process if this life of the node ends first.
+    fn pid_file(&self) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.run_dir.join(format!("{name}.pid"))
+    }
+
+    async fn log_tail(&self) -> String {
+        let log = tokio::fs::read_to_string(self.path.join("log")).await.unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join(" | ")
+    }
+}
+
+impl Drop for SocketDirectory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.pid_file());
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}

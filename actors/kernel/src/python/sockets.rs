@@ -1,0 +1,138 @@
+//! The ZeroMQ sockets to one ipykernel: shell, control, stdin out and in, iopub in.
+
+use std::{io, path::Path, time::Duration};
+
+use bytes::Bytes;
+use callboard_protocol::jupyter::{Channel, JupyterMessage};
+use tokio::{sync::mpsc, task::JoinHandle};
+use zeromq::{
+    DealerSocket, Socket, SocketOptions, SocketRecv, SocketSend, SubSocket, ZmqError,
+    util::PeerIdentity,
+};
+
+use super::wire::SigningKey;
+
+const CONNECT_POLL: Duration = Duration::from_millis(5);
+
+/// Numbers of the sockets in the connection file; with the `ipc` transport they end the path.
+pub(super) const SHELL: u16 = 1;
+pub(super) const IOPUB: u16 = 2;
+pub(super) const STDIN: u16 = 3;
+pub(super) const CONTROL: u16 = 4;
+pub(super) const HEARTBEAT: u16 = 5;
+
+/// The sending ends. Dropping it ends the tasks behind it.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    shell: mpsc::UnboundedSender<JupyterMessage>,
+    control: mpsc::UnboundedSender<JupyterMessage>,
+    stdin: mpsc::UnboundedSender<JupyterMessage>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Sockets {
+    /// Connects to a kernel that is starting; waits until its sockets exist.
+    pub(super) async fn connect(
+        prefix: &Path,
+        key: &SigningKey,
+        received: mpsc::UnboundedSender<JupyterMessage>,
+    ) -> Result<Self, ZmqError> {
+        let identity = uuid::Uuid::new_v4().simple().to_string();
+        let mut tasks = Vec::new();
+        let mut iopub = SubSocket::new();
+        connect(&mut iopub, prefix, IOPUB).await?;
+        iopub.subscribe("").await?;
+        let (key_in, to) = (key.clone(), received.clone());
+        tasks.push(tokio::spawn(async move {
+            while let Ok(frames) = iopub.recv().await {
+                let Some(message) = key_in.decode(Channel::Iopub, frames) else { continue };
+                if to.send(message).is_err() {
+                    break;
+                }
+            }
+        }));
+        let mut senders = Vec::new();
+        for (number, channel) in
+            [(SHELL, Channel::Shell), (CONTROL, Channel::Control), (STDIN, Channel::Stdin)]
+        {
+            // The kernel routes a question for input by the identity that sent the cell.
+            let mut options = SocketOptions::default();
+            let peer = PeerIdentity::try_from(Bytes::from(identity.clone()))?;
+            options.peer_identity(peer);
+            let mut socket = DealerSocket::with_options(options);
+            connect(&mut socket, prefix, number).await?;
+            let (sender, new_tasks) = serve(socket, channel, key.clone(), received.clone());
+            senders.push(sender);
+            tasks.extend(new_tasks);
+        }
+        match <[_; 3]>::try_from(senders) {
+            Ok([shell, control, stdin]) => Ok(Self { shell, control, stdin, tasks }),
+            Err(_) => Err(ZmqError::NoMessage),
+        }
+    }
+
+    /// Sends to the kernel; nothing happens if it is gone.
+    pub(super) fn send(&self, message: JupyterMessage) {
+        let sender = match message.channel {
+            Channel::Shell => &self.shell,
+            Channel::Control => &self.control,
+            Channel::Stdin => &self.stdin,
+            Channel::Iopub => return,
+        };
+        let _ = sender.send(message);
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+async fn connect(socket: &mut impl Socket, prefix: &Path, number: u16) -> Result<(), ZmqError> {
+    let path = format!("{}-{number}", prefix.display());
+    // The caller bounds this loop; the kernel creates its sockets when it is ready to.
+    while tokio::fs::symlink_metadata(&path).await.is_err() {
+        tokio::time::sleep(CONNECT_POLL).await;
+    }
+    loop {
+        match socket.connect(&format!("ipc://{path}")).await {
+            Err(ZmqError::Network(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                tokio::time::sleep(CONNECT_POLL).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+type Serving = (mpsc::UnboundedSender<JupyterMessage>, [JoinHandle<()>; 2]);
+
+fn serve(
+    socket: DealerSocket,
+    channel: Channel,
+    key: SigningKey,
+    received: mpsc::UnboundedSender<JupyterMessage>,
+) -> Serving {
+    let (mut sink, mut source) = socket.split();
+    let (sender, mut outgoing) = mpsc::unbounded_channel::<JupyterMessage>();
+    let signing = key.clone();
+    let sending = tokio::spawn(async move {
+        while let Some(message) = outgoing.recv().await {
+            if let Err(error) = sink.send(signing.encode(&message)).await {
+                tracing::debug!(%error, ?channel, "the kernel's socket is gone");
+                break;
+            }
+        }
+    });
+    let receiving = tokio::spawn(async move {
+        while let Ok(frames) = source.recv().await {
+            let Some(message) = key.decode(channel, frames) else { continue };
+            if received.send(message).is_err() {
+                break;
+            }
+        }
+    });
+    (sender, [sending, receiving])
+}

@@ -1,0 +1,456 @@
+//! The replica actor.
+//!
+//! Owns: one member of the kernel's Raft group, one Python process, the cell that runs in it.
+//! Never: decides who executes (`terms::Executor` does), places replicas (control does).
+//! Supervised by the node's replica supervisor. A restart loses the Python process and the
+//! requests not yet in the log: the log closes the lost term, clients resend.
+//! Talks to: its Raft group, the kernel's subjects on the bus, its Python process.
+
+mod actions;
+mod chunks;
+mod membership;
+mod python_events;
+mod queries;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use callboard_policy::terms::{
+    Applied, Entry, Executor, Identity, Input, KernelLog, LoggedOutput, StateDelta,
+};
+use callboard_protocol::{
+    ActorKind, GroupId, Incarnation, NodeId, Seq, SubjectPattern, Term,
+    control::{KernelSpec, Standing},
+};
+use callboard_replicated::{Applied as GroupEvent, Group, GroupOptions, ProposeError};
+use callboard_transport::{Message, ReplyTo};
+use futures::FutureExt;
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::task::JoinHandle;
+
+use crate::{
+    KernelMachine, ReplicaArgs,
+    publisher::Publisher,
+    python::{PythonEvent, PythonProcess, RestoreGroup},
+    requests::{self, Asked},
+    running_cell::{OutputNumbers, PlacedOutput, RunningCell},
+};
+
+/// How often time-driven decisions are looked at again.
+const TICK: Duration = Duration::from_millis(100);
+/// Shortest and longest pause between failed starts of Python.
+const PYTHON_PAUSE_MIN: Duration = Duration::from_millis(250);
+const PYTHON_PAUSE_MAX: Duration = Duration::from_secs(15);
+/// Askers remembered per request; a front-end that resends leaves one each time.
+const ASKERS_PER_REQUEST_MAX: usize = 8;
+
+/// What a replica is told.
+#[derive(Debug)]
+pub enum ReplicaMsg {
+    /// The kernel's entry in the desired state changed.
+    SpecChanged(KernelSpec),
+    /// End; with `purge`, for good: the log of this member is removed.
+    Stop {
+        /// Whether the kernel or this member is gone for good.
+        purge: bool,
+        /// Told when it is done.
+        done: RpcReplyPort<()>,
+    },
+    /// Kill the Python process, for chaos tests and operators.
+    KillPython,
+    /// From this replica's own tasks.
+    Internal(Internal),
+}
+
+/// The groups of a state with their bytes, and the execution count.
+pub(crate) type ReadState = (Vec<RestoreGroup>, u64);
+
+/// What a replica's own tasks tell it.
+#[derive(Debug)]
+pub enum Internal {
+    /// A message on one of the kernel's subjects.
+    Bus(Box<Message>),
+    /// A message on this replica's own subjects.
+    OwnBus(Box<Message>),
+    /// The Raft group moved on.
+    Group(GroupEvent<KernelMachine>),
+    /// The Python process of the given life did something.
+    Python(u64, Box<PythonEvent>),
+    /// The log answered a proposal.
+    Proposed(Option<String>, Result<Applied, ProposeError>),
+    /// A finished cell's bytes are stored; it can go to the log.
+    Stored(Term, Seq, Vec<LoggedOutput>, Box<StateDelta>),
+    /// Whether all chunks of the state can be read here.
+    BaseReadable(bool),
+    /// The state of a term could be read and was handed to Python, or not.
+    RestoreRead(Term, Result<ReadState, String>),
+    /// The nodes' health changed.
+    Nodes,
+    /// The group's leader or members changed.
+    Membership,
+    /// A change of the group's members is over.
+    MembershipChanged,
+    /// It is time to start Python again.
+    StartPython,
+    /// Time passed.
+    Tick,
+}
+
+/// The replica actor.
+#[derive(Debug)]
+pub struct Replica;
+
+/// A replica at work.
+#[derive(Debug)]
+pub struct ReplicaState {
+    args: ReplicaArgs,
+    me: ActorRef<ReplicaMsg>,
+    group: Group<KernelMachine>,
+    executor: Executor,
+    started: Instant,
+    publisher: Publisher,
+    python: Option<PythonProcess>,
+    python_life: u64,
+    python_failures: u32,
+    cell: Option<RunningCell>,
+    numbers: OutputNumbers,
+    held_replies: BTreeMap<Seq, PlacedOutput>,
+    askers: HashMap<String, Vec<ReplyTo>>,
+    chunk_keeper: chunks::ChunkKeeper,
+    base_readable: bool,
+    changing_members: bool,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+#[ractor::async_trait]
+impl Actor for Replica {
+    type Msg = ReplicaMsg;
+    type State = ReplicaState;
+    type Arguments = ReplicaArgs;
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<ReplicaMsg>,
+        args: ReplicaArgs,
+    ) -> Result<ReplicaState, ActorProcessingErr> {
+        Ok(ReplicaState::start(me, args).await?)
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<ReplicaMsg>,
+        message: ReplicaMsg,
+        state: &mut ReplicaState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ReplicaMsg::SpecChanged(spec) => state.spec_changed(spec),
+            ReplicaMsg::Stop { purge, done } => {
+                state.stop(purge).await;
+                let _ = done.send(());
+                me.stop(None);
+            }
+            ReplicaMsg::KillPython => {
+                if let Some(python) = &state.python {
+                    python.kill();
+                }
+            }
+            ReplicaMsg::Internal(internal) => state.internal(internal),
+        }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _me: ActorRef<ReplicaMsg>,
+        state: &mut ReplicaState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.stop(false).await;
+        Ok(())
+    }
+}
+
+impl ReplicaState {
+    async fn start(me: ActorRef<ReplicaMsg>, args: ReplicaArgs) -> anyhow::Result<Self> {
+        let context = &args.context;
+        let kernel = args.spec.kernel;
+        let founders = args
+            .spec
+            .replicas
+            .iter()
+            .filter(|(_, r)| matches!(r.standing, Standing::Founder | Standing::Leaver));
+        let is_founder = args
+            .spec
+            .replicas
+            .get(&args.replica)
+            .is_some_and(|replica| replica.standing == Standing::Founder);
+        let found =
+            is_founder.then(|| founders.map(|(id, replica)| (*id, replica.node.clone())).collect());
+        let (group, mut events) = context
+            .replicator
+            .open_group(
+                GroupId::from(kernel),
+                args.replica,
+                GroupOptions { found, ..GroupOptions::new(KernelMachine::default()) },
+            )
+            .await?;
+        let pattern = SubjectPattern::Verbs {
+            cluster: context.cluster.clone(),
+            kind: ActorKind::Kernel,
+            id: kernel.to_string(),
+        };
+        let mut requests = context.lanes.control.subscribe(&pattern).await?;
+        let own = SubjectPattern::Verbs {
+            cluster: context.cluster.clone(),
+            kind: ActorKind::Replica,
+            id: format!("{kernel}-{}", args.replica),
+        };
+        let mut own_requests = context.lanes.control.subscribe(&own).await?;
+        let life = context.stats.replica_lives.fetch_add(1, Ordering::Relaxed);
+        let incarnation = Incarnation((context.incarnation.0 << 24) + life);
+        let mut tasks = Vec::new();
+        let to = me.clone();
+        tasks.push(tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                tell(&to, Internal::Group(event));
+            }
+        }));
+        let to = me.clone();
+        tasks.push(tokio::spawn(async move {
+            while let Some(message) = requests.next().await {
+                tell(&to, Internal::Bus(Box::new(message)));
+            }
+        }));
+        let to = me.clone();
+        tasks.push(tokio::spawn(async move {
+            while let Some(message) = own_requests.next().await {
+                tell(&to, Internal::OwnBus(Box::new(message)));
+            }
+        }));
+        let (to, mut nodes) = (me.clone(), context.nodes.clone());
+        tasks.push(tokio::spawn(async move {
+            while nodes.changed().await.is_ok() {
+                tell(&to, Internal::Nodes);
+            }
+        }));
+        let (to, mut leader) = (me.clone(), group.leader());
+        tasks.push(tokio::spawn(async move {
+            while leader.changed().await.is_ok() {
+                tell(&to, Internal::Membership);
+            }
+        }));
+        let to = me.clone();
+        tasks.push(tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(TICK);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                tell(&to, Internal::Tick);
+            }
+        }));
+        let publisher = Publisher::start(
+            context.lanes.control.clone(),
+            context.cluster.clone(),
+            kernel,
+            args.spec.owner.clone(),
+        );
+        let chunk_keeper = chunks::ChunkKeeper::start(&args, group.clone(), me.clone());
+        let mut state = Self {
+            executor: Executor::new(Identity { replica: args.replica, incarnation }),
+            started: Instant::now(),
+            publisher,
+            python: None,
+            python_life: 0,
+            python_failures: 0,
+            cell: None,
+            numbers: OutputNumbers::default(),
+            held_replies: BTreeMap::new(),
+            askers: HashMap::new(),
+            chunk_keeper,
+            base_readable: false,
+            changing_members: false,
+            tasks,
+            args,
+            me,
+            group,
+        };
+        state.nodes_changed();
+        state.membership_changed();
+        Ok(state)
+    }
+
+    fn internal(&mut self, internal: Internal) {
+        match internal {
+            Internal::Bus(message) => self.asked(*message),
+            Internal::OwnBus(message) => self.answer_readiness(&message),
+            Internal::Group(event) => self.group_event(event),
+            Internal::Python(life, event) if life == self.python_life => self.python_event(*event),
+            Internal::Python(..) => {}
+            Internal::Proposed(msg_id, result) => self.proposed(msg_id, result),
+            Internal::Stored(term, seq, outputs, delta) => {
+                self.step(Input::Finished { term, seq, outputs, delta: *delta });
+            }
+            Internal::BaseReadable(readable) => {
+                self.base_readable = readable;
+                self.step(Input::BaseReadable(readable));
+            }
+            Internal::RestoreRead(term, result) => self.restore_read(term, result),
+            Internal::Nodes => self.nodes_changed(),
+            Internal::Membership => self.membership_changed(),
+            Internal::MembershipChanged => {
+                // The next step is looked for at the next tick.
+                self.changing_members = false;
+                self.membership_changed();
+            }
+            Internal::StartPython => self.launch_python(),
+            Internal::Tick => self.tick(),
+        }
+    }
+
+    /// Lets the local machine see `input`, then carries out what it wants.
+    fn step(&mut self, input: Input) {
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let executor = &mut self.executor;
+        let actions = self.group.read(|machine| executor.step(machine.log(), input, now_ms));
+        for action in actions {
+            self.carry_out(action);
+        }
+    }
+
+    fn read<R>(&self, look: impl FnOnce(&KernelLog) -> R) -> R {
+        self.group.read(|machine| look(machine.log()))
+    }
+
+    fn asked(&mut self, message: Message) {
+        match requests::parse(&message) {
+            Ok(Asked::Cell(request)) => {
+                if let Some(reply_to) = message.reply_to {
+                    let askers = self.askers.entry(request.msg_id.clone()).or_default();
+                    if askers.len() < ASKERS_PER_REQUEST_MAX {
+                        askers.push(reply_to);
+                    }
+                }
+                self.step(Input::Requested(request));
+            }
+            Ok(Asked::Direct(jupyter)) => self.direct(&message, jupyter),
+            Ok(Asked::Interrupt(jupyter)) => self.interrupt(&message, &jupyter),
+            Ok(Asked::Outputs) => self.answer_outputs(&message),
+            Ok(Asked::Show) => self.answer_show(&message),
+            Err(fault) if self.group.is_leader() => {
+                self.refuse(&message, fault);
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn group_event(&mut self, event: GroupEvent<KernelMachine>) {
+        match event {
+            GroupEvent::Command { output, .. } => {
+                if matches!(output, Applied::Completed(_) | Applied::Emitted) {
+                    self.chunk_keeper.look();
+                }
+                self.step(Input::Applied(output));
+            }
+            GroupEvent::Installed { .. } => {
+                self.chunk_keeper.look();
+                self.step(Input::Tick);
+            }
+            GroupEvent::Membership { .. } => self.membership_changed(),
+        }
+    }
+
+    /// Puts an entry in the log; entries go in the order of the calls.
+    fn propose(&self, entry: Entry) {
+        let msg_id = match &entry {
+            Entry::Accept { msg_id, .. } => Some(msg_id.clone()),
+            _ => None,
+        };
+        let (group, me) = (self.group.clone(), self.me.clone());
+        let mut proposal = Box::pin(async move { group.propose(entry).await });
+        // The first poll puts the entry in the group's queue: here, so that the order is kept.
+        if let Some(result) = proposal.as_mut().now_or_never() {
+            tell(&me, Internal::Proposed(msg_id, result));
+            return;
+        }
+        tokio::spawn(async move {
+            let result = proposal.await;
+            tell(&me, Internal::Proposed(msg_id, result));
+        });
+    }
+
+    fn proposed(&mut self, msg_id: Option<String>, result: Result<Applied, ProposeError>) {
+        match (msg_id, result) {
+            (
+                Some(msg_id),
+                Ok(applied @ (Applied::Conflict | Applied::Expired | Applied::QueueFull)),
+            ) => self.step(Input::Refused { msg_id, applied }),
+            (_, Err(error)) => {
+                tracing::debug!(kernel = %self.args.spec.kernel, %error, "a proposal failed");
+            }
+            _ => {}
+        }
+    }
+
+    fn tick(&mut self) {
+        if let Some(cell) = &mut self.cell {
+            let outputs = cell.take_unlogged(true);
+            self.log_outputs(outputs);
+        }
+        self.step(Input::Tick);
+        self.drive_membership();
+    }
+
+    async fn stop(&mut self, purge: bool) {
+        for task in self.tasks.drain(..) {
+            task.abort();
+        }
+        self.set_cell(None);
+        self.python = None;
+        if purge {
+            if let Err(error) = self.group.clone().remove().await {
+                tracing::warn!(%error, "a member's log could not be removed");
+            }
+        } else {
+            self.group.shutdown().await;
+        }
+    }
+
+    /// Replaces the running cell, keeps the node's count of running cells right, and returns the
+    /// former one.
+    fn set_cell(&mut self, cell: Option<RunningCell>) -> Option<RunningCell> {
+        let running = &self.args.context.stats.running_cells;
+        match (self.cell.is_some(), cell.is_some()) {
+            (false, true) => drop(running.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => drop(running.fetch_sub(1, Ordering::Relaxed)),
+            _ => {}
+        }
+        std::mem::replace(&mut self.cell, cell)
+    }
+
+    /// Nodes of the group's other members.
+    fn peers(&self) -> Vec<NodeId> {
+        let members = self.group.members();
+        let others = members.voters.into_iter().chain(members.learners);
+        others.filter(|(id, _)| *id != self.args.replica).map(|(_, node)| node).collect()
+    }
+
+    /// How many voters make a majority.
+    fn majority(&self) -> usize {
+        self.group.members().voters.len() / 2 + 1
+    }
+}
+
+/// How long to wait before Python is started again after it failed to come up.
+fn python_pause(failures: u32) -> Duration {
+    match failures {
+        0 => Duration::ZERO,
+        n => PYTHON_PAUSE_MIN.saturating_mul(1 << n.min(6)).min(PYTHON_PAUSE_MAX),
+    }
+}
+
+/// Tells a replica something from one of its tasks; a replica that is gone needs nothing.
+fn tell(me: &ActorRef<ReplicaMsg>, internal: Internal) {
+    let _ = me.send_message(ReplicaMsg::Internal(internal));
+}

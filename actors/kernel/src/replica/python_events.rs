@@ -1,0 +1,106 @@
+//! What the Python process tells, and what becomes of it.
+
+use callboard_policy::terms::{Input, PythonPhase};
+use callboard_protocol::{
+    Seq, Term,
+    jupyter::{Channel, JupyterMessage},
+    kernel::Level,
+};
+
+use super::ReplicaState;
+use crate::{
+    python::PythonEvent,
+    running_cell::{IopubKind, PlacedOutput, classify},
+};
+
+impl ReplicaState {
+    pub(super) fn python_event(&mut self, event: PythonEvent) {
+        match event {
+            PythonEvent::Ready(hello) => {
+                self.python_failures = 0;
+                tracing::debug!(python = %hello.python, "Python is warm");
+                self.step(Input::PythonWarm);
+            }
+            PythonEvent::Jupyter(message) => self.from_kernel(message),
+            PythonEvent::Captured(captured) => {
+                if let Some(cell) = &mut self.cell
+                    && cell.msg_id == captured.msg_id
+                {
+                    cell.captured(captured);
+                    self.finish_cell();
+                }
+            }
+            PythonEvent::Saving { msg_id } => {
+                tracing::info!(kernel = %self.args.spec.kernel, %msg_id, "saving state");
+            }
+            PythonEvent::Restored(restored) => {
+                for failed in &restored.failed {
+                    tracing::warn!(name = %failed.name, reason = %failed.reason, "not restored");
+                }
+                if let PythonPhase::Restoring(term) = self.executor.python() {
+                    self.step(Input::Restored(term));
+                }
+            }
+            PythonEvent::NotReady(_) | PythonEvent::Exited { .. } => self.python_gone(&event),
+        }
+    }
+
+    fn serving_term(&self) -> Option<Term> {
+        match self.executor.python() {
+            PythonPhase::Serving(term) => Some(term),
+            _ => None,
+        }
+    }
+
+    fn from_kernel(&mut self, message: JupyterMessage) {
+        let Some(term) = self.serving_term() else { return };
+        match message.channel {
+            Channel::Iopub => self.from_iopub(term, message),
+            Channel::Shell => self.reply(term, message),
+            Channel::Control | Channel::Stdin => self.publisher.emitted(&message, None),
+        }
+    }
+
+    fn from_iopub(&mut self, term: Term, message: JupyterMessage) {
+        let kind = classify(&message);
+        let seq = self.cell.as_ref().filter(|cell| cell.caused(&message)).map(|cell| cell.seq);
+        if kind != IopubKind::Output {
+            self.publisher.emitted(&message, None);
+            if kind == IopubKind::Idle && seq.is_some() {
+                if let Some(cell) = &mut self.cell {
+                    cell.idle();
+                }
+                self.finish_cell();
+            }
+            return;
+        }
+        // What a background thread prints belongs to no cell that could still complete.
+        let place = self.numbers.next(term, seq.unwrap_or(Seq(0)));
+        self.publisher.emitted(&message, Some(place));
+        let output = PlacedOutput { place, message };
+        let due = match (&mut self.cell, seq) {
+            (Some(cell), Some(_)) => {
+                cell.output(output);
+                cell.take_unlogged(false)
+            }
+            _ => vec![output],
+        };
+        self.log_outputs(due);
+    }
+
+    fn reply(&mut self, term: Term, message: JupyterMessage) {
+        let Some(cell) = self.cell.as_mut().filter(|cell| cell.caused(&message)) else {
+            self.publisher.emitted(&message, None);
+            return;
+        };
+        if cell.level == Level::Received {
+            let place = self.numbers.next(term, cell.seq);
+            cell.output(PlacedOutput { place, message: message.clone() });
+            cell.replied(None);
+            self.publisher.emitted(&message, Some(place));
+        } else {
+            cell.replied(Some(message));
+        }
+        self.finish_cell();
+    }
+}

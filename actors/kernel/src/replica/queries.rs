@@ -1,0 +1,208 @@
+//! Requests that do not go through the log: status, outputs, interrupts, completions.
+
+use std::sync::Arc;
+
+use callboard_policy::terms::{LoggedOutput, Part, PythonPhase};
+use callboard_protocol::{
+    Answer, Fault, FaultCode, Seq,
+    control::NodeHealth,
+    jupyter::JupyterMessage,
+    kernel::{
+        Accepted, CellState, GetOutputs, KernelStatus, Output, Outputs, ReplicaRole, ReplicaStatus,
+    },
+};
+use callboard_transport::{Message, typed};
+
+use super::ReplicaState;
+use crate::NodeContext;
+
+/// Bytes of outputs in one answer. In base64 and with JSON around it, it stays under the broker's
+/// usual limit of 1 MiB.
+const ANSWER_BYTES_MAX: u64 = 512 << 10;
+
+const PASSED_ON: Accepted = Accepted { seq: Seq(0), state: CellState::Pending };
+
+impl ReplicaState {
+    /// Whether the executor is this replica and can be talked to.
+    fn is_serving(&self) -> bool {
+        matches!(self.executor.python(), PythonPhase::Serving(_))
+    }
+
+    /// Passes a request that runs no user code to the Python process.
+    pub(super) fn direct(&mut self, message: &Message, jupyter: JupyterMessage) {
+        if self.is_serving() {
+            if let Some(python) = &self.python {
+                python.send(jupyter);
+            }
+            self.answer_with(message, Ok(PASSED_ON));
+        } else {
+            self.refuse_if_nobody_serves(message);
+        }
+    }
+
+    /// Interrupts the cell that runs, if it runs here.
+    pub(super) fn interrupt(&mut self, message: &Message, _request: &JupyterMessage) {
+        if self.is_serving() {
+            if let Some(python) = &self.python {
+                python.interrupt();
+            }
+            self.answer_with(message, Ok(PASSED_ON));
+        } else {
+            self.refuse_if_nobody_serves(message);
+        }
+    }
+
+    fn refuse_if_nobody_serves(&self, message: &Message) {
+        if self.group.is_leader() && self.read(|log| log.open_term().is_none()) {
+            let why = "no replica of the kernel is ready to run cells just now: try again in a \
+                       moment, or look at `callboard kernel show`";
+            self.answer_with::<Accepted>(message, Err(Fault::new(FaultCode::Unavailable, why)));
+        }
+    }
+
+    fn answer_with<T: serde::Serialize>(&self, message: &Message, result: Result<T, Fault>) {
+        if let Some(reply_to) = &message.reply_to {
+            self.publisher.answer(reply_to, &Answer::from(result));
+        }
+    }
+
+    /// Says whether this member has every chunk of the state: the leader asks before it makes a
+    /// learner a voter.
+    pub(super) fn answer_readiness(&self, message: &Message) {
+        self.answer_with(message, Ok(self.base_readable));
+    }
+
+    pub(super) fn refuse(&self, message: &Message, fault: Fault) {
+        self.answer_with::<Accepted>(message, Err(fault));
+    }
+
+    /// Answers with the outputs after a cursor, as many as fit.
+    pub(super) fn answer_outputs(&self, message: &Message) {
+        if !self.group.is_leader() {
+            return;
+        }
+        let asked = if message.payload.is_empty() {
+            Ok(GetOutputs::default())
+        } else {
+            typed::decode::<GetOutputs>(message)
+        };
+        let since = match asked {
+            Ok(asked) => asked.since,
+            Err(fault) => return self.refuse(message, fault),
+        };
+        let (picked, gap, more) = self.read(|log| {
+            let (outputs, gap) = log.outputs_since(since);
+            let (mut picked, mut bytes, mut more) = (Vec::new(), 0, false);
+            for output in outputs {
+                bytes += output.message.length();
+                if bytes > ANSWER_BYTES_MAX && !picked.is_empty() {
+                    more = true;
+                    break;
+                }
+                picked.push(output.clone());
+            }
+            (picked, gap, more)
+        });
+        let Some(reply_to) = message.reply_to.clone() else { return };
+        let (context, owner) = (self.args.context.clone(), self.args.spec.owner.clone());
+        let (publisher, peers) = (self.publisher.clone(), self.peers());
+        tokio::spawn(async move {
+            let (outputs, lost) = load(&context, &owner, &peers, picked).await;
+            let answer: Answer<Outputs> = Answer::Ok(Outputs { outputs, gap: gap || lost, more });
+            publisher.answer(&reply_to, &answer);
+        });
+    }
+
+    /// Answers with what the leader knows of the kernel.
+    pub(super) fn answer_show(&self, message: &Message) {
+        if self.group.is_leader() {
+            self.answer_with(message, Ok(self.status()));
+        }
+    }
+
+    fn status(&self) -> KernelStatus {
+        let metrics = self.group.metrics().borrow().clone();
+        let nodes = self.args.context.nodes.borrow().clone();
+        let executor = self.read(|log| log.open_term().map(|open| open.replica));
+        let last = metrics.last_log.unwrap_or(0);
+        let replica = |id, node, is_voter| {
+            let matched = if id == self.args.replica {
+                Some(last)
+            } else {
+                metrics.matched.get(&id).copied().flatten()
+            };
+            let is_up = nodes.nodes.get(&node).is_none_or(|view| view.health == NodeHealth::Up);
+            let role = match (is_up, executor == Some(id), is_voter) {
+                (false, ..) => ReplicaRole::Unreachable,
+                (true, true, _) => ReplicaRole::Executor,
+                (true, false, true) => ReplicaRole::Standby,
+                (true, false, false) => ReplicaRole::Learner,
+            };
+            ReplicaStatus {
+                replica: id,
+                node,
+                role,
+                lag_entries: matched.map(|matched| last.saturating_sub(matched)),
+            }
+        };
+        let members = metrics.members;
+        let voters = members.voters.len() as u64;
+        let mut replicas: Vec<ReplicaStatus> =
+            members.voters.into_iter().map(|(id, node)| replica(id, node, true)).collect();
+        replicas.extend(members.learners.into_iter().map(|(id, node)| replica(id, node, false)));
+        let healthy = replicas
+            .iter()
+            .filter(|r| matches!(r.role, ReplicaRole::Executor | ReplicaRole::Standby))
+            .count() as u64;
+        self.read(|log| KernelStatus {
+            term: log.open_term().map(|open| open.term),
+            accepted: log.accepted(),
+            ended: Seq(log.accepted().0 - log.pending().len() as u64),
+            queue_depth: log.pending().len() as u64,
+            losses_survivable: healthy.saturating_sub(voters / 2 + 1),
+            replicas,
+            names: log
+                .manifest()
+                .values()
+                .filter(|group| group.kind == "variables")
+                .flat_map(|group| group.names.iter().cloned())
+                .collect(),
+            refused: log.refused().to_vec(),
+            state_bytes: log
+                .manifest()
+                .values()
+                .flat_map(|group| &group.parts)
+                .map(Part::length)
+                .sum(),
+            last_loss: log.last_loss().map(str::to_owned),
+        })
+    }
+}
+
+/// Reads logged outputs back; an output whose bytes can be had nowhere is left out.
+async fn load(
+    context: &Arc<NodeContext>,
+    owner: &callboard_protocol::OwnerId,
+    peers: &[callboard_protocol::NodeId],
+    logged: Vec<LoggedOutput>,
+) -> (Vec<Output>, bool) {
+    let (mut outputs, mut lost) = (Vec::with_capacity(logged.len()), false);
+    for LoggedOutput { place, message } in logged {
+        let message = match message {
+            Part::Inline(bytes) => Some(bytes),
+            Part::Chunk { hash, .. } => {
+                let wanted = std::iter::once(hash).collect();
+                let read = super::chunks::read_all(context, owner, peers, &wanted).await;
+                read.ok().and_then(|mut bytes| bytes.remove(&hash))
+            }
+        };
+        match message {
+            Some(message) => outputs.push(Output { place, message }),
+            None => {
+                tracing::warn!(%place, "an output is lost");
+                lost = true;
+            }
+        }
+    }
+    (outputs, lost)
+}

@@ -1,0 +1,179 @@
+//! The cell that runs: its outputs on the way to the log, and whether it is over.
+//!
+//! A cell is over when three things have arrived, in any order: its reply, the `idle` status that
+//! follows its last output, and what it changed.
+
+use callboard_protocol::{
+    Seq, Term,
+    jupyter::{Channel, JupyterMessage},
+    kernel::{Level, OutputCursor, OutputPlace},
+};
+
+use crate::python::Captured;
+
+/// Bytes of outputs after which a running cell's outputs go to the log.
+const UNLOGGED_BYTES_MAX: usize = 64 << 10;
+
+/// An output with its place.
+#[derive(Debug, Clone)]
+pub(crate) struct PlacedOutput {
+    pub(crate) place: OutputPlace,
+    pub(crate) message: JupyterMessage,
+}
+
+/// Numbers the outputs of a term.
+#[derive(Debug, Default)]
+pub(crate) struct OutputNumbers {
+    last: OutputCursor,
+}
+
+impl OutputNumbers {
+    /// The place of the next output of `cell` in `term`.
+    pub(crate) fn next(&mut self, term: Term, cell: Seq) -> OutputPlace {
+        if self.last.term != term {
+            self.last = OutputCursor { term, number: 0 };
+        }
+        self.last.number += 1;
+        OutputPlace { cursor: self.last, cell }
+    }
+}
+
+/// The cell that runs.
+#[derive(Debug)]
+pub(crate) struct RunningCell {
+    pub(crate) term: Term,
+    pub(crate) seq: Seq,
+    pub(crate) msg_id: String,
+    pub(crate) level: Level,
+    expects_reply: bool,
+    has_replied: bool,
+    reply: Option<JupyterMessage>,
+    is_idle: bool,
+    captured: Option<Captured>,
+    unlogged: Vec<PlacedOutput>,
+    unlogged_bytes: usize,
+}
+
+/// A cell that is over, with what is not in the log yet.
+#[derive(Debug)]
+pub(crate) struct FinishedCell {
+    pub(crate) term: Term,
+    pub(crate) seq: Seq,
+    pub(crate) outputs: Vec<PlacedOutput>,
+    pub(crate) reply: Option<JupyterMessage>,
+    pub(crate) captured: Captured,
+}
+
+impl RunningCell {
+    pub(crate) fn new(
+        term: Term,
+        seq: Seq,
+        msg_id: String,
+        level: Level,
+        expects_reply: bool,
+    ) -> Self {
+        Self {
+            expects_reply,
+            term,
+            seq,
+            msg_id,
+            level,
+            has_replied: false,
+            reply: None,
+            is_idle: false,
+            captured: None,
+            unlogged: Vec::new(),
+            unlogged_bytes: 0,
+        }
+    }
+
+    /// Whether `message` answers this cell's request.
+    pub(crate) fn caused(&self, message: &JupyterMessage) -> bool {
+        message.parent_msg_id().as_deref() == Some(self.msg_id.as_str())
+    }
+
+    /// Takes an output that goes to the log.
+    pub(crate) fn output(&mut self, output: PlacedOutput) {
+        self.unlogged_bytes += output.message.content.len()
+            + output.message.buffers.iter().map(bytes::Bytes::len).sum::<usize>();
+        self.unlogged.push(output);
+    }
+
+    /// Notes that the reply came; it is given if it is to be held back until the cell is durable.
+    pub(crate) fn replied(&mut self, held: Option<JupyterMessage>) {
+        self.has_replied = true;
+        self.reply = held;
+    }
+
+    /// Notes that no more output follows.
+    pub(crate) fn idle(&mut self) {
+        self.is_idle = true;
+    }
+
+    /// Takes what the cell changed.
+    pub(crate) fn captured(&mut self, captured: Captured) {
+        self.captured = Some(captured);
+    }
+
+    /// Outputs that should go to the log while the cell runs on.
+    pub(crate) fn take_unlogged(&mut self, is_due: bool) -> Vec<PlacedOutput> {
+        if is_due || self.unlogged_bytes >= UNLOGGED_BYTES_MAX {
+            self.unlogged_bytes = 0;
+            std::mem::take(&mut self.unlogged)
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Takes outputs back that could not go to the log yet.
+    pub(crate) fn put_back(&mut self, mut outputs: Vec<PlacedOutput>) {
+        outputs.append(&mut self.unlogged);
+        self.unlogged = outputs;
+    }
+
+    /// Whether reply, end of output and state are all there.
+    pub(crate) fn is_over(&self) -> bool {
+        (self.has_replied || !self.expects_reply) && self.is_idle && self.captured.is_some()
+    }
+
+    /// What is to go to the log, once the cell is over.
+    pub(crate) fn finish(self) -> Option<FinishedCell> {
+        Some(FinishedCell {
+            term: self.term,
+            seq: self.seq,
+            outputs: self.unlogged,
+            reply: self.reply,
+            captured: self.captured?,
+        })
+    }
+}
+
+/// What a message from the kernel's iopub channel is, as far as the log is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IopubKind {
+    /// Nothing follows for the request.
+    Idle,
+    /// Other status, of use only while it is fresh.
+    Status,
+    /// An output to keep.
+    Output,
+}
+
+/// Sorts a message from iopub.
+pub(crate) fn classify(message: &JupyterMessage) -> IopubKind {
+    #[derive(serde::Deserialize)]
+    struct Status {
+        execution_state: String,
+    }
+    debug_assert_eq!(message.channel, Channel::Iopub);
+    let is_status = message
+        .parse_header()
+        .is_ok_and(|header| header.msg_type == "status" || header.msg_type == "iopub_welcome");
+    if !is_status {
+        return IopubKind::Output;
+    }
+    match message.parse_content::<Status>() {
+        Ok(status) if status.execution_state == "idle" => IopubKind::Idle,
+        _ => IopubKind::Status,
+    }
+}
