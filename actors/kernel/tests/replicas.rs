@@ -15,12 +15,14 @@ use callboard_kernel::{
 };
 use callboard_policy::failure::{NodeView, NodesView};
 use callboard_protocol::{
-    ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelSpec, NodeHealth, ReplicaSpec, Standing},
+    ActorKind, ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId, SubjectPattern,
+    control::{
+        KernelSpec, MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standing,
+    },
     kernel::{CellOutcome, Level, ReplicaRole},
 };
 use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, Replicator, ReplicatorOptions};
-use callboard_transport::{FaultPlan, Lanes, MemoryNet};
+use callboard_transport::{FaultPlan, Lanes, MemoryNet, typed};
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
 
@@ -150,6 +152,14 @@ impl Cluster {
                 },
             );
         });
+    }
+
+    fn change_spec(&mut self, change: impl FnOnce(&mut KernelSpec)) {
+        change(&mut self.spec);
+        self.spec.version += 1;
+        for member in self.members.values() {
+            member.actor.send_message(ReplicaMsg::SpecChanged(self.spec.clone())).unwrap();
+        }
     }
 
     /// As if the node's process had been killed, and its end seen.
@@ -295,4 +305,45 @@ async fn the_process_may_die_and_the_cell_says_how() {
     let CellOutcome::Interrupted { cause } = outcome else { panic!("the cell completed") };
     assert!(cause.contains("killed by signal 9"), "{cause}");
     assert_eq!(value(&client, "z").await, "3");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_member_is_replaced_by_one_that_has_everything() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; big = np.arange(300_000)").await;
+    let lost = executor(&client).await;
+    cluster.kill_node(lost).await;
+    assert_eq!(value(&client, "int(big[-1])").await, "299999");
+    let id = ClusterId::new("test").unwrap();
+    let pattern =
+        SubjectPattern::Verbs { cluster: id, kind: ActorKind::Control, id: "main".to_owned() };
+    let control = cluster.net.connect("control");
+    let mut reports = control.subscribe(&pattern).await.unwrap();
+    cluster.change_spec(|spec| {
+        spec.replicas.get_mut(&ReplicaId(lost)).unwrap().standing = Standing::Leaver;
+        let (disk, standing) = (DiskId::generate(), Standing::Joiner);
+        spec.replicas.insert(ReplicaId(4), ReplicaSpec { node: node(4), disk, standing });
+    });
+    cluster.start_member(4).await;
+    for expected in [(4, MemberChange::Joined), (lost, MemberChange::Removed)] {
+        let report = loop {
+            let message = reports.next().await.unwrap();
+            let report: MemberChanged = typed::decode(&message).unwrap();
+            typed::answer(&*control, &message, Ok(())).await.unwrap();
+            if report.replica == ReplicaId(expected.0) {
+                break report;
+            }
+        };
+        assert_eq!(report.change, expected.1);
+        cluster.change_spec(|spec| match expected.1 {
+            MemberChange::Joined => {
+                spec.replicas.get_mut(&ReplicaId(4)).unwrap().standing = Standing::Member;
+            }
+            _ => drop(spec.replicas.remove(&ReplicaId(lost))),
+        });
+    }
+    let second = executor(&client).await;
+    cluster.kill_node(second).await;
+    assert_eq!(value(&client, "int(big[-1])").await, "299999");
 }

@@ -1,6 +1,10 @@
 //! When things are tried, and what requests are told: what the model check takes as arbitrary.
 
+use bytes::Bytes;
+use callboard_protocol::{FaultCode, Incarnation};
+
 use super::*;
+use crate::terms::Entry;
 
 const ME: ReplicaId = ReplicaId(2);
 
