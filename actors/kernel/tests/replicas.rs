@@ -15,10 +15,9 @@ use callboard_kernel::{
 };
 use callboard_policy::failure::{NodeView, NodesView};
 use callboard_protocol::{
-    ActorKind, ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId, SubjectPattern,
-    control::{
-        KernelSpec, MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standing,
-    },
+    ActorKind, ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
+    SubjectPattern,
+    control::{KernelSpec, MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standing},
     kernel::{CellOutcome, Level, ReplicaRole},
 };
 use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, Replicator, ReplicatorOptions};

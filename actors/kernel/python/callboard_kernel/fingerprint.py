@@ -77,6 +77,7 @@ def _collect_function(func: types.FunctionType, parts: list[Any]) -> bool:
     parts += (func.__code__, func.__name__, func.__qualname__, func.__doc__, func.__module__)
     for names in (func.__kwdefaults__, _annotations(func)):
         if names:
+            parts.append(names)
             parts += names
             if not all(_collect(part, parts) for part in names.values()):
                 return False

@@ -156,8 +156,13 @@ class Tracker:
             return self._refused_entry(name, value, error)
         except refusal.CaptureInterrupted as error:
             return self._refused_entry(name, value, error)
-        digest = _hash(pickled)
-        return Entry(print_now, digest, pickled.reached, pickled.classes, pickled)
+        digest, reached = _hash(pickled), pickled.reached
+        if print_now is not None:
+            # This entry may be kept for many captures. Ids of objects that only its pickling made
+            # would by then belong to others and tie strangers together.
+            alive = set(map(id, print_now))
+            reached = {key: place for key, place in reached.items() if key in alive}
+        return Entry(print_now, digest, reached, pickled.classes, pickled)
 
     def _dump(self, values: dict[str, Any], context: pickler.Pass) -> pickler.Pickled:
         context.check()

@@ -107,6 +107,15 @@ def test_no_change_in_place_is_missed(session, tracker, change):
     assert groups_of(tracker.capture()) != {}
 
 
+def test_what_is_kept_between_captures_has_ids_of_living_objects_only(session, tracker):
+    run(session, "class C:\n    def m(self, k: int = 1): return k\n    p = property(m)\ndef f(*, a: int = 1): return a\nt = (1, 'x')")
+    tracker.capture()
+    kept = [entry for entry in tracker.entries.values() if entry.fingerprint is not None]
+    assert len(kept) == 3
+    for entry in kept:
+        assert set(entry.reached) <= set(map(id, entry.fingerprint))
+
+
 def test_instances_do_not_join_their_class_but_keep_its_identity(session, tracker):
     run(session, "class C: pass\nx = C(); y = [C()]")
     delta = tracker.capture()

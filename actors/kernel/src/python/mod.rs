@@ -3,13 +3,16 @@
 //! [`PythonProcess`] owns the child, its sockets and its directory. It decides nothing: what
 //! happens arrives as [`PythonEvent`]s, what is wanted is sent through it.
 
+mod launch;
 mod package;
+mod plain;
 mod process;
 mod sockets;
 mod state_socket;
 mod wire;
 
 pub use package::{PackageError, unpack_package};
+pub use plain::PlainKernel;
 pub use process::{LaunchError, PythonConfig, PythonProcess};
 pub use state_socket::{Captured, CapturedGroup, Hello, RestoreGroup, Restored};
 

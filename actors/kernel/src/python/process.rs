@@ -1,14 +1,13 @@
 //! Starts, feeds and ends one Python process.
 
 use std::{
-    os::unix::{fs::DirBuilderExt, process::ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
+    process::ExitStatus,
     time::Duration,
 };
 
-use bytes::Bytes;
-use callboard_protocol::jupyter::{Channel, JupyterMessage};
+use callboard_protocol::jupyter::JupyterMessage;
 use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
@@ -16,25 +15,20 @@ use nix::{
 use tokio::{
     io::BufReader,
     net::{UnixListener, unix::OwnedWriteHalf},
-    process::{Child, Command},
+    process::Child,
     sync::mpsc,
 };
 
 use super::{
     PythonEvent,
-    sockets::{CONTROL, HEARTBEAT, IOPUB, SHELL, STDIN, Sockets},
+    launch::{SocketDirectory, probe, spawn},
+    sockets::Sockets,
     state_socket::{self, FromPython, Hello, RestoreGroup},
     wire::SigningKey,
 };
 
 /// A kernel that is not ready within this time is given up.
-const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How long to wait for the answer to one readiness probe before the next.
-const PROBE_EVERY: Duration = Duration::from_millis(250);
-/// Longest directory whose socket paths fit in the 108 bytes of `sockaddr_un`.
-const SOCKET_DIRECTORY_LENGTH_MAX: usize = 96;
-/// Lines of the process's own log shown when it does not come up.
-const LOG_TAIL_LINES: usize = 6;
+pub(super) const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// How to run Python on this node.
 #[derive(Debug, Clone)]
@@ -162,7 +156,11 @@ impl Running {
         let key = SigningKey::generate();
         let socket_error = |error: std::io::Error| LaunchError::Socket(error.to_string());
         let listener = UnixListener::bind(directory.path.join("state")).map_err(socket_error)?;
-        let mut child = spawn(config, &directory, &key)?;
+        let mut child = spawn(&config.program, "callboard_kernel", &directory, &key, |command| {
+            command
+                .env("PYTHONPATH", &config.package_dir)
+                .env("CALLBOARD_STATE_SOCKET", directory.path.join("state"))
+        })?;
         let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw)
         else {
             return Err(ended(&mut child, &directory).await);
@@ -175,7 +173,7 @@ impl Running {
                 .map_err(socket_error)?;
             let mut from_python = read_states(BufReader::new(reader));
             let (sender, mut from_kernel) = mpsc::unbounded_channel();
-            let sockets = Sockets::connect(&directory.path.join("k"), &key, sender)
+            let sockets = Sockets::connect(&directory.prefix(), &key, sender)
                 .await
                 .map_err(|error| LaunchError::Socket(error.to_string()))?;
             let hello = match from_python.recv().await {
@@ -275,47 +273,7 @@ impl Running {
     }
 }
 
-fn spawn(
-    config: &PythonConfig,
-    directory: &SocketDirectory,
-    key: &SigningKey,
-) -> Result<Child, LaunchError> {
-    let fail = |source| LaunchError::Directory { path: directory.path.clone(), source };
-    let connection_file = directory.path.join("connection.json");
-    let connection = serde_json::json!({
-        "transport": "ipc", "ip": directory.path.join("k"), "key": key.as_str(),
-        "signature_scheme": "hmac-sha256", "shell_port": SHELL, "iopub_port": IOPUB,
-        "stdin_port": STDIN, "control_port": CONTROL, "hb_port": HEARTBEAT,
-    });
-    std::fs::write(&connection_file, connection.to_string()).map_err(fail)?;
-    let log = std::fs::File::create(directory.path.join("log")).map_err(fail)?;
-    let log_too = log.try_clone().map_err(fail)?;
-    let mut command = Command::new(&config.program);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("CALLBOARD_") {
-            command.env_remove(name);
-        }
-    }
-    let child = command
-        .args(["-m", "callboard_kernel", "-f"])
-        .arg(&connection_file)
-        .env("PYTHONPATH", &config.package_dir)
-        .env("CALLBOARD_STATE_SOCKET", directory.path.join("state"))
-        .env("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(log_too)
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|source| LaunchError::Spawn { program: config.program.clone(), source })?;
-    if let Some(pid) = child.id() {
-        std::fs::write(directory.pid_file(), pid.to_string()).map_err(fail)?;
-    }
-    Ok(child)
-}
-
-async fn ended(child: &mut Child, directory: &SocketDirectory) -> LaunchError {
+pub(super) async fn ended(child: &mut Child, directory: &SocketDirectory) -> LaunchError {
     let how = child.wait().await.map_or_else(|error| error.to_string(), describe);
     LaunchError::Ended { how, log: directory.log_tail().await }
 }
@@ -350,81 +308,4 @@ fn read_states(
         }
     });
     receiver
-}
-
-/// Asks until an answer and its `idle` status arrive, so that no output can be missed after.
-async fn probe(sockets: &Sockets, received: &mut mpsc::UnboundedReceiver<JupyterMessage>) {
-    let (mut has_reply, mut has_status) = (false, false);
-    while !(has_reply && has_status) {
-        let msg_id = uuid::Uuid::new_v4().to_string();
-        let header = serde_json::json!({
-            "msg_id": msg_id, "msg_type": "kernel_info_request", "session": "callboard",
-            "username": "callboard", "version": "5.4", "date": "1970-01-01T00:00:00.000000Z",
-        });
-        let empty = Bytes::from_static(b"{}");
-        sockets.send(JupyterMessage {
-            channel: Channel::Shell,
-            header: Bytes::from(header.to_string()),
-            parent_header: empty.clone(),
-            metadata: empty.clone(),
-            content: empty,
-            buffers: Vec::new(),
-        });
-        (has_reply, has_status) = (false, false);
-        let answered = async {
-            while let Some(message) = received.recv().await {
-                if message.parent_msg_id().as_deref() == Some(msg_id.as_str()) {
-                    has_reply |= message.channel == Channel::Shell;
-                    has_status |= message.channel == Channel::Iopub
-                        && message.content.windows(6).any(|window| window == b"\"idle\"");
-                }
-                if has_reply && has_status {
-                    break;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(PROBE_EVERY, answered).await;
-    }
-}
-
-/// A private directory with short enough a path for sockets. Removed when dropped.
-struct SocketDirectory {
-    path: PathBuf,
-    run_dir: PathBuf,
-}
-
-impl SocketDirectory {
-    fn create(run_dir: &Path) -> Result<Self, LaunchError> {
-        let mut name = uuid::Uuid::new_v4().simple().to_string();
-        name.truncate(12);
-        let mut path = run_dir.join(&name);
-        if path.as_os_str().len() > SOCKET_DIRECTORY_LENGTH_MAX {
-            path = std::env::temp_dir().join(format!("callboard-{name}"));
-        }
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .recursive(false)
-            .create(&path)
-            .map_err(|source| LaunchError::Directory { path: path.clone(), source })?;
-        Ok(Self { path, run_dir: run_dir.to_owned() })
-    }
-
-    /// Where the node finds the process if this life of the node ends first.
-    fn pid_file(&self) -> PathBuf {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        self.run_dir.join(format!("{name}.pid"))
-    }
-
-    async fn log_tail(&self) -> String {
-        let log = tokio::fs::read_to_string(self.path.join("log")).await.unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join(" | ")
-    }
-}
-
-impl Drop for SocketDirectory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.pid_file());
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
 }

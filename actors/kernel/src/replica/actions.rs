@@ -28,7 +28,8 @@ impl ReplicaState {
     }
 
     fn answer_request(&mut self, msg_id: &str, answer: Result<Accepted, Fault>) {
-        if let Some(askers) = self.askers.remove(msg_id) {
+        self.traces.accepted(msg_id);
+        if let Some((_, askers)) = self.askers.remove(msg_id) {
             for reply_to in askers {
                 self.publisher.answer(&reply_to, &answer.clone().into());
             }
@@ -69,6 +70,7 @@ impl ReplicaState {
         self.python = None;
         self.set_cell(None);
         self.held_replies.clear();
+        self.traces.clear();
     }
 
     /// Reads the state of the base and hands it to the Python process.
@@ -119,6 +121,7 @@ impl ReplicaState {
         };
         let expects_reply =
             message.parse_header().is_ok_and(|header| header.msg_type == "execute_request");
+        self.traces.started(&cell.msg_id, cell.seq);
         self.set_cell(Some(RunningCell::new(
             term,
             cell.seq,
@@ -136,6 +139,7 @@ impl ReplicaState {
             self.publisher.emitted(&message, Some(place));
         }
         self.publisher.ended(end);
+        self.traces.ended(end.seq);
     }
 
     /// Sends a finished cell's large parts where a majority has them, then its entry to the log.
@@ -143,7 +147,9 @@ impl ReplicaState {
         if !self.cell.as_ref().is_some_and(RunningCell::is_over) {
             return;
         }
-        let Some(mut cell) = self.set_cell(None).and_then(RunningCell::finish) else { return };
+        let Some(cell) = self.set_cell(None) else { return };
+        self.traces.finished(&cell.msg_id, cell.seq);
+        let Some(mut cell) = cell.finish() else { return };
         if let Some(reply) = cell.reply.take() {
             let place = self.numbers.next(cell.term, cell.seq);
             let output = PlacedOutput { place, message: reply };

@@ -33,6 +33,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     KernelMachine, ReplicaArgs,
+    cell_traces::CellTraces,
     publisher::Publisher,
     python::{PythonEvent, PythonProcess, RestoreGroup},
     requests::{self, Asked},
@@ -99,6 +100,9 @@ pub enum Internal {
     Tick,
 }
 
+/// How long a request that nobody ordered is remembered; its sender has resent it by then.
+const REQUEST_KEPT: Duration = Duration::from_secs(15);
+
 /// The replica actor.
 #[derive(Debug)]
 pub struct Replica;
@@ -118,7 +122,8 @@ pub struct ReplicaState {
     cell: Option<RunningCell>,
     numbers: OutputNumbers,
     held_replies: BTreeMap<Seq, PlacedOutput>,
-    askers: HashMap<String, Vec<ReplyTo>>,
+    askers: HashMap<String, (Instant, Vec<ReplyTo>)>,
+    traces: CellTraces,
     chunk_keeper: chunks::ChunkKeeper,
     base_readable: bool,
     changing_members: bool,
@@ -268,6 +273,7 @@ impl ReplicaState {
             numbers: OutputNumbers::default(),
             held_replies: BTreeMap::new(),
             askers: HashMap::new(),
+            traces: CellTraces::default(),
             chunk_keeper,
             base_readable: false,
             changing_members: false,
@@ -327,11 +333,15 @@ impl ReplicaState {
         match requests::parse(&message) {
             Ok(Asked::Cell(request)) => {
                 if let Some(reply_to) = message.reply_to {
-                    let askers = self.askers.entry(request.msg_id.clone()).or_default();
+                    let (_, askers) = self
+                        .askers
+                        .entry(request.msg_id.clone())
+                        .or_insert_with(|| (Instant::now(), Vec::new()));
                     if askers.len() < ASKERS_PER_REQUEST_MAX {
                         askers.push(reply_to);
                     }
                 }
+                self.traces.asked(&request.msg_id, &message.envelope);
                 self.step(Input::Requested(request));
             }
             Ok(Asked::Direct(jupyter)) => self.direct(&message, jupyter),
@@ -400,6 +410,14 @@ impl ReplicaState {
         }
         self.step(Input::Tick);
         self.drive_membership();
+        self.askers.retain(|_, (since, _)| since.elapsed() < REQUEST_KEPT);
+        let group = &self.group;
+        self.traces.retain(|msg_id, age| {
+            age < REQUEST_KEPT
+                || group.read(|machine| {
+                    machine.log().request(msg_id).is_some_and(|(.., end)| end.is_none())
+                })
+        });
     }
 
     async fn stop(&mut self, purge: bool) {

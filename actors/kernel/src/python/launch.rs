@@ -1,0 +1,157 @@
+//! The start of a kernel's process: its private directory, the process itself, the first answer.
+
+use std::{
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use callboard_protocol::jupyter::{Channel, JupyterMessage};
+use tokio::{
+    process::{Child, Command},
+    sync::mpsc,
+};
+
+use super::{
+    process::LaunchError,
+    sockets::{CONTROL, HEARTBEAT, IOPUB, SHELL, STDIN, Sockets},
+    wire::SigningKey,
+};
+
+/// How long to wait for the answer to one readiness probe before the next.
+const PROBE_EVERY: Duration = Duration::from_millis(250);
+/// Longest directory whose socket paths fit in the 108 bytes of `sockaddr_un`.
+const SOCKET_DIRECTORY_LENGTH_MAX: usize = 96;
+/// Lines of the process's own log shown when it does not come up.
+const LOG_TAIL_LINES: usize = 6;
+
+/// Starts `module` as a kernel whose sockets and log are in `directory`, in a process group of its
+/// own; `adjust` adds to its environment.
+pub(super) fn spawn(
+    program: &Path,
+    module: &str,
+    directory: &SocketDirectory,
+    key: &SigningKey,
+    adjust: impl FnOnce(&mut Command) -> &mut Command,
+) -> Result<Child, LaunchError> {
+    let fail = |source| LaunchError::Directory { path: directory.path.clone(), source };
+    let connection_file = directory.path.join("connection.json");
+    let connection = serde_json::json!({
+        "transport": "ipc", "ip": directory.prefix(), "key": key.as_str(),
+        "signature_scheme": "hmac-sha256", "shell_port": SHELL, "iopub_port": IOPUB,
+        "stdin_port": STDIN, "control_port": CONTROL, "hb_port": HEARTBEAT,
+    });
+    std::fs::write(&connection_file, connection.to_string()).map_err(fail)?;
+    let log = std::fs::File::create(directory.path.join("log")).map_err(fail)?;
+    let log_too = log.try_clone().map_err(fail)?;
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CALLBOARD_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(["-m", module, "-f"])
+        .arg(&connection_file)
+        .env("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(log_too)
+        .process_group(0)
+        .kill_on_drop(true);
+    let child = adjust(&mut command)
+        .spawn()
+        .map_err(|source| LaunchError::Spawn { program: program.to_owned(), source })?;
+    if let Some(pid) = child.id() {
+        std::fs::write(directory.pid_file(), pid.to_string()).map_err(fail)?;
+    }
+    Ok(child)
+}
+
+/// Asks until an answer and its `idle` status arrive, so that no output can be missed after.
+pub(super) async fn probe(
+    sockets: &Sockets,
+    received: &mut mpsc::UnboundedReceiver<JupyterMessage>,
+) {
+    let (mut has_reply, mut has_status) = (false, false);
+    while !(has_reply && has_status) {
+        let msg_id = uuid::Uuid::new_v4().to_string();
+        let header = serde_json::json!({
+            "msg_id": msg_id, "msg_type": "kernel_info_request", "session": "callboard",
+            "username": "callboard", "version": "5.4", "date": "1970-01-01T00:00:00.000000Z",
+        });
+        let empty = Bytes::from_static(b"{}");
+        sockets.send(JupyterMessage {
+            channel: Channel::Shell,
+            header: Bytes::from(header.to_string()),
+            parent_header: empty.clone(),
+            metadata: empty.clone(),
+            content: empty,
+            buffers: Vec::new(),
+        });
+        (has_reply, has_status) = (false, false);
+        let answered = async {
+            while let Some(message) = received.recv().await {
+                if message.parent_msg_id().as_deref() == Some(msg_id.as_str()) {
+                    has_reply |= message.channel == Channel::Shell;
+                    has_status |= message.channel == Channel::Iopub
+                        && message.content.windows(6).any(|window| window == b"\"idle\"");
+                }
+                if has_reply && has_status {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(PROBE_EVERY, answered).await;
+    }
+}
+
+/// A private directory with short enough a path for sockets. Removed when dropped.
+#[derive(Debug)]
+pub(super) struct SocketDirectory {
+    pub(super) path: PathBuf,
+    run_dir: PathBuf,
+}
+
+impl SocketDirectory {
+    pub(super) fn create(run_dir: &Path) -> Result<Self, LaunchError> {
+        let mut name = uuid::Uuid::new_v4().simple().to_string();
+        name.truncate(12);
+        let mut path = run_dir.join(&name);
+        if path.as_os_str().len() > SOCKET_DIRECTORY_LENGTH_MAX {
+            path = std::env::temp_dir().join(format!("callboard-{name}"));
+        }
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .recursive(false)
+            .create(&path)
+            .map_err(|source| LaunchError::Directory { path: path.clone(), source })?;
+        Ok(Self { path, run_dir: run_dir.to_owned() })
+    }
+
+    /// What the paths of the kernel's sockets begin with.
+    pub(super) fn prefix(&self) -> PathBuf {
+        self.path.join("k")
+    }
+
+    /// Where the node finds the process if this life of the node ends first.
+    fn pid_file(&self) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.run_dir.join(format!("{name}.pid"))
+    }
+
+    pub(super) async fn log_tail(&self) -> String {
+        let log = tokio::fs::read_to_string(self.path.join("log")).await.unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join(" | ")
+    }
+}
+
+impl Drop for SocketDirectory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.pid_file());
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}

@@ -1,0 +1,98 @@
+//! A stock ipykernel without Callboard, on its ZeroMQ sockets: what Callboard is measured against.
+
+use std::path::Path;
+
+use callboard_protocol::jupyter::{Channel, JupyterMessage};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::{process::Child, sync::mpsc};
+
+use super::{
+    launch::{SocketDirectory, probe, spawn},
+    process::{LaunchError, READY_WITHIN, ended},
+    sockets::Sockets,
+    wire::SigningKey,
+};
+use crate::running_cell::{IopubKind, classify};
+
+/// A stock ipykernel (`python -m ipykernel_launcher`) over the `ipc` transport. Dropping it kills the
+/// process.
+#[derive(Debug)]
+pub struct PlainKernel {
+    child: Child,
+    sockets: Sockets,
+    from_kernel: mpsc::UnboundedReceiver<JupyterMessage>,
+    directory: SocketDirectory,
+}
+
+impl PlainKernel {
+    /// Starts one whose sockets are below `run_dir`; returns once it answers.
+    ///
+    /// # Errors
+    /// [`LaunchError`] if it does not come up.
+    pub async fn launch(program: &Path, run_dir: &Path) -> Result<Self, LaunchError> {
+        let directory = SocketDirectory::create(run_dir)?;
+        let key = SigningKey::generate();
+        let mut child = spawn(program, "ipykernel_launcher", &directory, &key, |command| command)?;
+        let connecting = async {
+            let (sender, mut from_kernel) = mpsc::unbounded_channel();
+            let sockets = Sockets::connect(&directory.prefix(), &key, sender)
+                .await
+                .map_err(|error| LaunchError::Socket(error.to_string()))?;
+            probe(&sockets, &mut from_kernel).await;
+            Ok((sockets, from_kernel))
+        };
+        let connected = tokio::select! {
+            connected = connecting => connected,
+            _ = child.wait() => Err(ended(&mut child, &directory).await),
+            () = tokio::time::sleep(READY_WITHIN) => {
+                Err(LaunchError::TooSlow { log: directory.log_tail().await })
+            }
+        };
+        let (sockets, from_kernel) = connected?;
+        Ok(Self { child, sockets, from_kernel, directory })
+    }
+
+    /// Sends a request on the shell channel and waits until its reply and the `idle` status have
+    /// both arrived; returns the reply.
+    ///
+    /// # Errors
+    /// [`LaunchError::Ended`] if the process ended instead.
+    pub async fn round_trip(
+        &mut self,
+        request: JupyterMessage,
+        msg_id: &str,
+    ) -> Result<JupyterMessage, LaunchError> {
+        self.sockets.send(request);
+        let (mut reply, mut is_idle) = (None, false);
+        loop {
+            let message = tokio::select! {
+                Some(message) = self.from_kernel.recv() => message,
+                _ = self.child.wait() => {
+                    return Err(ended(&mut self.child, &self.directory).await);
+                }
+            };
+            if message.parent_msg_id().as_deref() != Some(msg_id) {
+                continue;
+            }
+            match message.channel {
+                Channel::Shell => reply = Some(message),
+                Channel::Iopub => is_idle |= classify(&message) == IopubKind::Idle,
+                Channel::Control | Channel::Stdin => {}
+            }
+            if is_idle && let Some(reply) = reply.take() {
+                return Ok(reply);
+            }
+        }
+    }
+}
+
+impl Drop for PlainKernel {
+    fn drop(&mut self) {
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
