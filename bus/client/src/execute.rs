@@ -126,7 +126,7 @@ impl Execution {
             timeout: options.timeout,
             until: options.timeout.map(|timeout| now + timeout),
             health: kernel.client().bus().health(),
-            events: None,
+            events: kernel.take_spare_events(),
             in_flight: None,
             ledger: Ledger::new(msg_id.clone(), kernel.mark()),
             ready: VecDeque::new(),
@@ -401,6 +401,9 @@ impl Execution {
         }
         if ended && let Some(end) = self.end.clone() {
             self.kernel.set_mark(self.ledger.mark());
+            if let Some(events) = self.events.take() {
+                self.kernel.leave_spare_events(events);
+            }
             self.ready.push_back(ExecuteEvent::Ended(end));
             self.finished = true;
             self.in_flight = None;

@@ -35,12 +35,14 @@ pub struct KernelClient {
     session: Arc<str>,
     /// Up to where the kernel's outputs are known from earlier cells of this client.
     mark: Arc<Mutex<Option<OutputCursor>>>,
+    /// A subscription that an earlier cell no longer needs: to make one costs as much as a cell.
+    spare_events: Arc<Mutex<Option<Subscription>>>,
 }
 
 impl KernelClient {
     pub(crate) fn new(client: Client, kernel: KernelId) -> Self {
         let session = Uuid::now_v7().to_string().into();
-        Self { client, kernel, session, mark: Arc::default() }
+        Self { client, kernel, session, mark: Arc::default(), spare_events: Arc::default() }
     }
 
     /// Which kernel.
@@ -116,6 +118,16 @@ impl KernelClient {
     pub(crate) fn set_mark(&self, mark: Option<OutputCursor>) {
         let mut known = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
         *known = (*known).max(mark);
+    }
+
+    /// The subscription an earlier cell left, with what arrived on it since, if there is one.
+    pub(crate) fn take_spare_events(&self) -> Option<Subscription> {
+        self.spare_events.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Leaves a subscription to the next cell.
+    pub(crate) fn leave_spare_events(&self, events: Subscription) {
+        *self.spare_events.lock().unwrap_or_else(PoisonError::into_inner) = Some(events);
     }
 
     /// Sends a Jupyter message once and reads its acceptance.

@@ -1,5 +1,7 @@
 //! A cell reaches its end, with every output once, whatever gets lost on the way.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "the helpers of tests are no `#[test]`")]
+
 mod fake;
 
 use std::time::Duration;

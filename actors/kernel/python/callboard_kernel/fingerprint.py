@@ -21,7 +21,7 @@ _IMMUTABLE = frozenset(
     {
         int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented), range,
         date, timedelta, Decimal, Fraction, PosixPath, PurePosixPath, re.Pattern, types.CodeType,
-        types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType,
+        types.WrapperDescriptorType, types.MethodDescriptorType,
         types.GetSetDescriptorType, types.MemberDescriptorType, types.ModuleType,
     }
 )  # fmt: skip
@@ -59,6 +59,10 @@ def _collect(value: Any, parts: list[Any]) -> bool:
         return _collect_function(value, parts)
     if kind is type:
         return _collect_class(value, parts)
+    if kind is types.BuiltinFunctionType:
+        # `[].append` is one of these too, and holds its list.
+        parts.append(value)
+        return value.__self__ is None or type(value.__self__) is types.ModuleType
     if kind is property:
         parts.append(value)
         return all(_collect(part, parts) for part in (value.fget, value.fset, value.fdel, value.__doc__))

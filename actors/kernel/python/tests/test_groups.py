@@ -88,7 +88,7 @@ def test_equal_pickles_with_other_sharing_count_as_a_change(session, tracker):
         "arr[0] = 5", "obj.attr = 1", "Cls.extra = 1", "f.note = 1", "f.__defaults__ = (2,)",
         "nested['a'][0].append(1)", "st.add(3)", "ba[0] = 1", "view[:] = 7", "fl[1][0] = 2",
         "Cls.method = lambda self: 2", "set_cell(4)", "dq.append(1)", "f.__code__ = g.__code__",
-        "tup[1].append(0)", "Cls.inner.append(1)", "f.__kwdefaults__['z'] = 3",
+        "tup[1].append(0)", "push(1)", "Cls.inner.append(1)", "f.__kwdefaults__['z'] = 3",
     ],
 )  # fmt: skip
 def test_no_change_in_place_is_missed(session, tracker, change):
@@ -97,7 +97,7 @@ def test_no_change_in_place_is_missed(session, tracker, change):
         "import numpy as np\nfrom collections import deque\narr = np.zeros(5); view = np.ones(9)[2:5]\n"
         "class Cls:\n    inner = []\n    def method(self): return 1\nobj = Cls()\n"
         "def f(a=1, *, z=2): return a\ndef g(a=1, *, z=2): return 2\n"
-        "nested = {'a': [[]]}; st = {1}; ba = bytearray(b'ab'); fl = [1, [1]]; dq = deque(); tup = (1, [])\n"
+        "nested = {'a': [[]]}; st = {1}; ba = bytearray(b'ab'); fl = [1, [1]]; dq = deque(); tup = (1, []); push = [].append\n"
         "def make():\n    n = 0\n    def set_cell(v):\n        nonlocal n\n        n = v\n    def get(): return n\n"
         "    return set_cell, get\nset_cell, get = make()",
     )
@@ -253,6 +253,7 @@ def test_partition_joins_circles_of_class_references_only():
 
 def test_fingerprints_are_only_of_immutable_things(session):
     assert same(fingerprint(5), fingerprint(5)) and not same(fingerprint("a"), fingerprint("b"))
+    assert fingerprint(len) and fingerprint([].append) is None
     assert fingerprint([]) is None and fingerprint((1, [])) is None
     run(session, "def f(): pass\ndef g(a=[]): pass\nclass A: x = 1\nclass B: x = []")
     assert fingerprint(session["f"]) and fingerprint(session["A"])

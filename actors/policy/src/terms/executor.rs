@@ -22,7 +22,7 @@ pub use io::{Action, Identity, Input, PythonPhase, Request};
 /// A request the executor did not order within this time is ordered by the leader.
 const ACCEPT_GRACE_MS: u64 = 300;
 /// Replicas that do not lead leave the leader this much time, times their rank, to take over.
-const TAKEOVER_STAGGER_MS: u64 = 300;
+const TAKEOVER_STAGGER_MS: u64 = 60;
 /// A proposal nothing was heard of is made again; applying it twice changes nothing.
 const REPROPOSE_MS: u64 = 1_000;
 /// A request nobody ordered is forgotten; its sender resends.

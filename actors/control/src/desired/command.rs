@@ -1,0 +1,222 @@
+//! What can be asked of the desired state, and what comes of it.
+
+use std::collections::BTreeMap;
+
+use callboard_protocol::{
+    DiskId, Fault, FaultCode, KernelId, NodeId, OwnerId, ReplicaId, control::KernelSpec,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{KERNELS_PER_OWNER_MAX, NodeEntry};
+
+/// A change of the desired state. Stored in the log: add variants and defaulted fields only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Records who founded the system group. Only the first one counts.
+    Found {
+        /// The founders.
+        members: BTreeMap<ReplicaId, (NodeId, DiskId)>,
+    },
+    /// A node is there, with this disk.
+    RegisterNode {
+        /// Which.
+        node: NodeId,
+        /// Its disk.
+        disk: DiskId,
+        /// Its member of the system group whose log on this disk is lost, if one is.
+        lost: Option<ReplicaId>,
+    },
+    /// A kernel should exist.
+    StartKernel {
+        /// Its id.
+        kernel: KernelId,
+        /// Whose it is.
+        owner: OwnerId,
+        /// A name, unique among the owner's kernels.
+        name: Option<String>,
+        /// How many voters it should have.
+        replicas: u8,
+        /// Where its founders go.
+        places: Vec<(NodeId, DiskId)>,
+    },
+    /// A kernel should not exist any more.
+    StopKernel {
+        /// Which.
+        kernel: KernelId,
+    },
+    /// A member should be added, or removed, or both.
+    ChangeMembers {
+        /// Of which kernel.
+        kernel: KernelId,
+        /// The version of its entry that this was decided on.
+        version: u64,
+        /// Where the new one goes.
+        join: Option<(NodeId, DiskId)>,
+        /// The one to remove.
+        leave: Option<ReplicaId>,
+    },
+    /// A joiner votes.
+    MemberJoined {
+        /// Of which kernel.
+        kernel: KernelId,
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A leaver is out of its group.
+    MemberRemoved {
+        /// Of which kernel.
+        kernel: KernelId,
+        /// Which.
+        replica: ReplicaId,
+    },
+}
+
+/// What came of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The founders are recorded.
+    Founded,
+    /// The node belongs to the cluster.
+    Registered {
+        /// Its entry.
+        entry: NodeEntry,
+        /// Whether the entry is new.
+        is_new: bool,
+    },
+    /// The kernel's entry is now this.
+    Kernel(KernelSpec),
+    /// The kernel is stopped; its last entry, if it is still kept.
+    Stopped {
+        /// The last entry.
+        last: Option<KernelSpec>,
+        /// Whether this very command stopped it.
+        is_new: bool,
+    },
+    /// What was asked for was so already.
+    AlreadySo(KernelSpec),
+    /// What was asked for was so already.
+    Unchanged,
+    /// Nothing was changed.
+    Refused(Refusal),
+}
+
+impl Outcome {
+    /// Whether the state changed.
+    #[must_use]
+    pub fn is_change(&self) -> bool {
+        match self {
+            Self::Founded | Self::Kernel(_) => true,
+            Self::Registered { is_new, .. } | Self::Stopped { is_new, .. } => *is_new,
+            Self::AlreadySo(_) | Self::Unchanged | Self::Refused(_) => false,
+        }
+    }
+}
+
+/// Why a command changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The system group's founders are not recorded yet.
+    #[error("the cluster is still being founded: try again in a moment")]
+    NotFounded,
+    /// The id belongs to a kernel that was started by another request.
+    #[error(
+        "kernel {kernel} exists already and was started with other options: \
+         start yours under a fresh id"
+    )]
+    OtherRequest {
+        /// The id.
+        kernel: KernelId,
+    },
+    /// The id belongs to a kernel that was stopped.
+    #[error(
+        "kernel {kernel} was stopped, and its id is never used again: start one under a fresh id"
+    )]
+    WasStopped {
+        /// The id.
+        kernel: KernelId,
+    },
+    /// The id is older than those of the stopped kernels that are remembered.
+    #[error(
+        "kernel id {kernel} is too old to know whether it was used before: \
+         start the kernel under a fresh, time-ordered id (UUID version 7)"
+    )]
+    TooOld {
+        /// The id.
+        kernel: KernelId,
+    },
+    /// The owner has another kernel of the name.
+    #[error(
+        "{owner} has a kernel named '{name}' already ({kernel}): \
+         choose another name, or stop that one with `callboard kernel stop {name}`"
+    )]
+    NameTaken {
+        /// The owner.
+        owner: OwnerId,
+        /// The name.
+        name: String,
+        /// The kernel that has it.
+        kernel: KernelId,
+    },
+    /// The owner has as many kernels as one may have.
+    #[error(
+        "{owner} has {KERNELS_PER_OWNER_MAX} kernels, which is the limit: \
+         stop one that is not needed with `callboard kernel stop`"
+    )]
+    TooMany {
+        /// The owner.
+        owner: OwnerId,
+    },
+    /// There is no such kernel.
+    #[error("there is no kernel {kernel}: see `callboard kernel list`")]
+    NoSuchKernel {
+        /// The id.
+        kernel: KernelId,
+    },
+    /// The kernel has no such member.
+    #[error("kernel {kernel} has no member {replica}: see `callboard kernel show {kernel}`")]
+    NoSuchMember {
+        /// The kernel.
+        kernel: KernelId,
+        /// The member.
+        replica: ReplicaId,
+    },
+    /// The kernel's entry has changed since the decision.
+    #[error("kernel {kernel} has changed meanwhile (version {actual}, decided on {decided_on})")]
+    Stale {
+        /// The kernel.
+        kernel: KernelId,
+        /// The version decided on.
+        decided_on: u64,
+        /// The present one.
+        actual: u64,
+    },
+    /// Another change of the kernel's members is under way.
+    #[error("kernel {kernel} is changing its members already: {what}")]
+    InFlight {
+        /// The kernel.
+        kernel: KernelId,
+        /// Which change, as a clause.
+        what: String,
+    },
+    /// The command asks for what no caller may ask for.
+    #[error("a defect: {0}; please report it")]
+    Malformed(String),
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::NotFounded => FaultCode::Unavailable,
+            Refusal::OtherRequest { .. }
+            | Refusal::WasStopped { .. }
+            | Refusal::NameTaken { .. }
+            | Refusal::InFlight { .. } => FaultCode::Conflict,
+            Refusal::TooOld { .. } => FaultCode::BadRequest,
+            Refusal::TooMany { .. } => FaultCode::Exhausted,
+            Refusal::NoSuchKernel { .. } | Refusal::NoSuchMember { .. } => FaultCode::NotFound,
+            Refusal::Stale { .. } => FaultCode::Stale,
+            Refusal::Malformed(_) => FaultCode::Internal,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}

@@ -1,0 +1,214 @@
+//! The verbs of `control.main`, one function each. Only the leader comes here.
+
+use std::collections::BTreeSet;
+
+use callboard_policy::placement::{PlacementRequest, place};
+use callboard_protocol::{
+    Envelope, Epoch, Fault, FaultCode, NodeId,
+    control::{
+        FindKernel, KernelList, KernelSpec, MemberChange, MemberChanged, NodeHealth, NodeList,
+        StartKernel, StopKernel,
+    },
+};
+use callboard_replicated::ProposeError;
+
+use crate::{
+    actor::Context,
+    desired::{Command, Outcome},
+    find::find_kernel,
+    request::{RegisterNode, Registered, check_start},
+    view::{cluster_view, node_list},
+};
+
+pub(crate) async fn start_kernel(
+    context: &Context,
+    envelope: &Envelope,
+    request: StartKernel,
+) -> Result<KernelSpec, Fault> {
+    check_start(&request)?;
+    let StartKernel { kernel, name, replicas } = request;
+    let owner = envelope.owner.clone();
+    let nodes = context.args.nodes.borrow().clone();
+    let places = context.args.group.read(|state| {
+        if state.kernels().contains_key(&kernel) {
+            // The machine compares the requests; no place is needed.
+            return Ok(Vec::new());
+        }
+        if let Some(refusal) = state.refusal_to_start(kernel, &owner, name.as_deref()) {
+            return Err(Fault::from(refusal));
+        }
+        let view = cluster_view(state, &nodes);
+        let request = PlacementRequest { kernel, count: replicas, present: Vec::new() };
+        let seed = kernel.0.as_u64_pair().1;
+        let placement = place(&view, &request, seed);
+        if let Some(shortfall) = placement.shortfall() {
+            return Err(Fault::new(FaultCode::Unavailable, shortfall));
+        }
+        tracing::info!(%placement, "placed");
+        // A second member on a node would survive nothing more; it joins once a node is free.
+        let mut taken = BTreeSet::new();
+        let apart = placement.chosen.into_iter().filter(|it| taken.insert(it.node.clone()));
+        Ok(apart.map(|it| (it.node, it.disk)).collect())
+    })?;
+    let command = Command::StartKernel { kernel, owner, name, replicas, places };
+    match propose(context, command).await? {
+        Outcome::Kernel(spec) => {
+            context.announce_kernel(kernel, "started", &spec).await;
+            Ok(spec)
+        }
+        Outcome::AlreadySo(spec) => Ok(spec),
+        outcome => Err(unexpected(outcome)),
+    }
+}
+
+pub(crate) async fn stop_kernel(
+    context: &Context,
+    request: StopKernel,
+) -> Result<KernelSpec, Fault> {
+    let kernel = request.kernel;
+    match propose(context, Command::StopKernel { kernel }).await? {
+        Outcome::Stopped { last: Some(spec), is_new } => {
+            if is_new {
+                context.announce_kernel(kernel, "stopped", &spec).await;
+            }
+            Ok(spec)
+        }
+        Outcome::Stopped { last: None, .. } => {
+            let text =
+                format!("kernel {kernel} was stopped long ago; there is nothing left to stop");
+            Err(Fault::new(FaultCode::NotFound, text))
+        }
+        outcome => Err(unexpected(outcome)),
+    }
+}
+
+pub(crate) fn list_kernels(context: &Context) -> KernelList {
+    let kernels = context.args.group.read(|state| state.kernels().values().cloned().collect());
+    KernelList { kernels }
+}
+
+pub(crate) fn find(
+    context: &Context,
+    envelope: &Envelope,
+    request: &FindKernel,
+) -> Result<KernelSpec, Fault> {
+    context.args.group.read(|state| find_kernel(state, &envelope.owner, request.text.trim()))
+}
+
+pub(crate) fn list_nodes(context: &Context) -> NodeList {
+    let args = &context.args;
+    let epoch = Epoch(args.group.metrics().borrow().term);
+    let nodes = args.nodes.borrow().clone();
+    args.group.read(|state| node_list(state, &nodes, epoch, args.node.clone()))
+}
+
+pub(crate) async fn register_node(
+    context: &Context,
+    request: RegisterNode,
+) -> Result<Registered, Fault> {
+    let RegisterNode { node, disk, lost } = request;
+    refuse_a_double(context, &node, disk)?;
+    let command = Command::RegisterNode { node: node.clone(), disk, lost };
+    match propose(context, command).await? {
+        Outcome::Registered { entry, is_new } => {
+            if is_new {
+                tracing::info!(%node, %disk, member = %entry.member, "a node joins the cluster");
+                context.announce("node_registered", &node).await;
+            }
+            Ok(Registered { member: entry.member })
+        }
+        outcome => Err(unexpected(outcome)),
+    }
+}
+
+/// A node that is heard on another disk is not replaced by whoever claims its name.
+fn refuse_a_double(
+    context: &Context,
+    node: &NodeId,
+    disk: callboard_protocol::DiskId,
+) -> Result<(), Fault> {
+    let nodes = context.args.nodes.borrow();
+    let Some(view) = nodes.nodes.get(node) else { return Ok(()) };
+    let Some(beat) = &view.last_beat else { return Ok(()) };
+    if view.disk == disk || view.health != NodeHealth::Up {
+        return Ok(());
+    }
+    let text = format!(
+        "{node} is running already (process {} on {}) with another data directory: \
+         stop that one, or give this one another --id",
+        beat.pid, beat.host
+    );
+    Err(Fault::new(FaultCode::Conflict, text))
+}
+
+pub(crate) async fn member_changed(
+    context: &Context,
+    request: MemberChanged,
+) -> Result<KernelSpec, Fault> {
+    let MemberChanged { kernel, replica, change } = request;
+    let (command, event) = match change {
+        MemberChange::Joined => (Command::MemberJoined { kernel, replica }, "member_joined"),
+        MemberChange::Removed => (Command::MemberRemoved { kernel, replica }, "member_removed"),
+        MemberChange::Lost { why } => return member_lost(context, kernel, replica, why),
+    };
+    match propose(context, command).await? {
+        Outcome::Kernel(spec) => {
+            context.announce_kernel(kernel, event, &spec).await;
+            let is_whole = spec.replicas.len() == usize::from(spec.replicas_wanted)
+                && callboard_policy::repair::in_flight(&spec).is_none();
+            if is_whole {
+                context.announce_kernel(kernel, "repaired", &spec).await;
+            }
+            Ok(spec)
+        }
+        Outcome::AlreadySo(spec) => Ok(spec),
+        outcome => Err(unexpected(outcome)),
+    }
+}
+
+fn member_lost(
+    context: &Context,
+    kernel: callboard_protocol::KernelId,
+    replica: callboard_protocol::ReplicaId,
+    why: String,
+) -> Result<KernelSpec, Fault> {
+    let spec = context.args.group.read(|state| state.kernels().get(&kernel).cloned());
+    let Some(spec) = spec else {
+        return Err(crate::Refusal::NoSuchKernel { kernel }.into());
+    };
+    if spec.replicas.contains_key(&replica) {
+        context.repair.report_lost(kernel, replica, why);
+        context.wake.notify_one();
+    }
+    Ok(spec)
+}
+
+async fn propose(context: &Context, command: Command) -> Result<Outcome, Fault> {
+    context.args.group.propose(command).await.map_err(|error| match error {
+        ProposeError::TooLarge { length, limit } => Fault::new(
+            FaultCode::TooLarge,
+            format!("the request takes {length} bytes, the limit is {limit}: shorten the name"),
+        ),
+        ProposeError::NotExecuted { reason } => Fault::new(
+            FaultCode::Unavailable,
+            format!("the control plane is changing its leader ({reason}): try again in a moment"),
+        ),
+        ProposeError::Unknown { reason } => Fault::maybe_executed(
+            FaultCode::Unavailable,
+            format!(
+                "the control plane lost its majority while it did this ({reason}): \
+                 see `callboard nodes`, then look whether it was done"
+            ),
+        ),
+    })
+}
+
+fn unexpected(outcome: Outcome) -> Fault {
+    match outcome {
+        Outcome::Refused(refusal) => refusal.into(),
+        other => Fault::maybe_executed(
+            FaultCode::Internal,
+            format!("a defect: the desired state answered {other:?}; please report it"),
+        ),
+    }
+}

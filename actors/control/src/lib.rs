@@ -1,0 +1,23 @@
+//! The control plane: what should exist, and who sees to it.
+//!
+//! [`DesiredState`] is the machine of the system Raft group; every node holds a copy. [`Control`]
+//! is the actor that answers `control.main.*` and repairs, on whichever node leads the group.
+//!
+//! Invariant: nothing here starts or stops a replica. Nodes reconcile against their copy of the
+//! desired state; kernels' own leaders change their groups' members.
+
+mod actor;
+mod desired;
+mod find;
+mod handlers;
+mod membership;
+mod repair;
+mod request;
+mod view;
+
+pub use actor::{Control, ControlArgs, ControlMsg};
+pub use desired::{
+    Command, DesiredState, KERNELS_PER_OWNER_MAX, NodeEntry, Outcome, Refusal, TOMBSTONES_MAX,
+};
+pub use membership::{MembershipStep, plan_membership};
+pub use request::{NAME_LENGTH_MAX, RegisterNode, Registered};

@@ -1,0 +1,81 @@
+//! What is asked of the control plane, checked before anything is done.
+
+use callboard_protocol::{
+    DiskId, Fault, FaultCode, KernelId, NodeId, ReplicaId, control::StartKernel, ids::is_token,
+};
+use serde::{Deserialize, Serialize};
+
+/// Longest name of a kernel in bytes; names stand in subjects and table columns.
+pub const NAME_LENGTH_MAX: usize = callboard_protocol::ids::TOKEN_LENGTH_MAX;
+/// How many replicas a kernel may have: odd, as an even one adds no safety.
+const REPLICA_COUNTS: [u8; 3] = [1, 3, 5];
+
+/// What `register_node` takes: a node is there and wants its copy of the desired state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterNode {
+    /// Which.
+    pub node: NodeId,
+    /// Its disk.
+    pub disk: DiskId,
+    /// Its member of the system group whose log on this disk is lost, if one is.
+    #[serde(default)]
+    pub lost: Option<ReplicaId>,
+}
+
+/// What `register_node` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// The node's member id in the system group.
+    pub member: ReplicaId,
+}
+
+/// Whether a kernel may be asked for like this.
+pub(crate) fn check_start(request: &StartKernel) -> Result<(), Fault> {
+    let bad = |message: String| Err(Fault::new(FaultCode::BadRequest, message));
+    if !REPLICA_COUNTS.contains(&request.replicas) {
+        return bad(format!(
+            "a kernel cannot have {} replicas: ask for 1, 3 or 5 (an even number survives no more \
+             losses than the odd one below it)",
+            request.replicas
+        ));
+    }
+    match request.name.as_deref() {
+        Some(name) if !is_token(name) => bad(format!(
+            "'{name}' cannot name a kernel: use 1 to {NAME_LENGTH_MAX} letters, digits, '-' or '_'"
+        )),
+        Some(name) if name.parse::<KernelId>().is_ok() => {
+            bad(format!("'{name}' cannot name a kernel, as it looks like an id: choose a word"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(name: Option<&str>, replicas: u8) -> Result<(), Fault> {
+        let name = name.map(str::to_owned);
+        check_start(&StartKernel { kernel: KernelId::generate(), name, replicas })
+    }
+
+    #[test]
+    fn only_odd_replica_counts_up_to_five_are_taken() {
+        for replicas in 0..=u8::MAX {
+            assert_eq!(start(None, replicas).is_ok(), [1, 3, 5].contains(&replicas), "{replicas}");
+        }
+        let fault = start(None, 4).unwrap_err();
+        assert!(fault.message.contains("ask for 1, 3 or 5"), "{fault}");
+    }
+
+    #[test]
+    fn a_name_is_a_token_and_no_id() {
+        assert!(start(Some("my-analysis_2"), 3).is_ok());
+        let long = "x".repeat(NAME_LENGTH_MAX + 1);
+        let id = KernelId::generate().to_string();
+        for bad in ["", "two words", "a.b", "ünï", &long, &id] {
+            let fault = start(Some(bad), 3).unwrap_err();
+            assert_eq!(fault.code, FaultCode::BadRequest, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Durable replication: the node's write-ahead log, Raft groups over the bus, content-addressed
+//! chunks.
+//!
+//! A node opens one [`Replicator`]; it opens a [`Group`] per kernel replica and for the system
+//! group. Each group carries a deterministic [`Machine`].
+
+pub mod chunks;
+pub mod disk;
+pub mod fetch;
+mod group;
+mod machine;
+mod options;
+mod proposer;
+mod raft;
+mod replicator;
+pub mod sim_disk;
+pub mod wal;
+
+pub use chunks::{CHUNK_LENGTH_MAX, ChunkError, ChunkId, ChunkStore, Collected};
+pub use disk::{Disk, RealDisk};
+pub use fetch::{ChunkExchange, ExchangeError};
+pub use group::{Group, GroupMetrics, MemberError, PROPOSE_DEADLINE, ReadError, Role};
+pub use machine::{Applied, Machine, Members};
+pub use options::{GroupOptions, OpenError, RaftTiming, ReplicatorOptions};
+pub use proposer::ProposeError;
+pub use raft::{server::MemberStatus, state_machine::BeforeSnapshot};
+pub use replicator::Replicator;
+pub use sim_disk::SimDisk;
+pub use wal::{Wal, WalError, WalFailed, WalOptions};

@@ -1,0 +1,205 @@
+//! The command line's shape.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::{bench::BenchArgs, node::NodeArgs, output::Format, up::UpArgs};
+
+/// Notebook kernels that outlive their machines.
+#[derive(Debug, Parser)]
+#[command(name = "callboard", version, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 done · 1 the cell raised or the operation failed · 2 wrong \
+usage or configuration · 3 not found · 4 no cluster answers · 5 interrupted or maybe executed · \
+6 conflict · 7 this machine lacks something · 70 defect. See docs/cli.md.")]
+pub struct Cli {
+    /// Options of every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// The verb.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// How data is printed on stdout.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+    /// Credentials of the cluster to speak to [default: .callboard/credentials/operator.json].
+    #[arg(long, global = true, env = "CALLBOARD_CONTEXT", value_name = "FILE")]
+    pub context: Option<PathBuf>,
+    /// No colour, even on a terminal. NO_COLOR does the same.
+    #[arg(long, global = true)]
+    pub no_color: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a whole cluster on this machine: a broker and node processes.
+    Up(UpArgs),
+    /// Run one node process. `up` does this for you.
+    Node(NodeArgs),
+    /// Start, look at, use and stop kernels.
+    #[command(subcommand)]
+    Kernel(KernelVerb),
+    /// Show the outputs of a kernel.
+    Outputs(OutputsArgs),
+    /// Show the nodes.
+    Nodes,
+    /// Show what happens in the cluster.
+    Events(EventsArgs),
+    /// End an actor by force, to see the others carry on.
+    Kill(KillArgs),
+    /// Say what this machine can and cannot do, and what to do about it.
+    Doctor(DoctorArgs),
+    /// Measure.
+    Bench(BenchArgs),
+    /// Print a completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// Verbs of kernels. KERNEL is an id, a name, or an unambiguous start of an id.
+#[derive(Debug, Subcommand)]
+pub enum KernelVerb {
+    /// Create a kernel and print its id.
+    Start(StartArgs),
+    /// List the kernels.
+    List,
+    /// Show a kernel, its replicas and variables.
+    Show {
+        /// Which.
+        kernel: String,
+    },
+    /// Run a cell and show its outputs as they come.
+    Exec(ExecArgs),
+    /// Interrupt the cell that runs, as Ctrl-C would.
+    Interrupt {
+        /// Which.
+        kernel: String,
+    },
+    /// End a kernel for good: its variables and outputs are deleted.
+    Stop {
+        /// Which.
+        kernel: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// Arguments of `kernel start`.
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    /// A name, unique among the kernels.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// How many replicas: 1, 3 or 5.
+    #[arg(long, default_value_t = 3, value_parser = replicas)]
+    pub replicas: u8,
+    /// Return once the kernel can run cells.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+fn replicas(text: &str) -> Result<u8, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        "5" => Ok(5),
+        _ => Err("use 1, 3 or 5: an even number survives no more losses".to_owned()),
+    }
+}
+
+/// When a cell counts as done.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum LevelArg {
+    /// Once it ran.
+    Received,
+    /// Once its state is on the disks of a majority.
+    #[default]
+    Durable,
+}
+
+/// Arguments of `kernel exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// In which kernel.
+    pub kernel: String,
+    /// The code.
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    pub code: Option<String>,
+    /// Read the code from a file, or from stdin with '-'.
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// When the cell counts as done.
+    #[arg(long, value_enum, default_value_t)]
+    pub level: LevelArg,
+    /// Stop waiting after this many seconds; the cell may go on.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<f64>,
+    /// The request's id. One used before asks how that cell ended.
+    #[arg(long, value_name = "ID")]
+    pub msg_id: Option<String>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds < 1e9 => Ok(seconds),
+        _ => Err("use a number of seconds above 0".to_owned()),
+    }
+}
+
+/// Arguments of `outputs`.
+#[derive(Debug, Args)]
+pub struct OutputsArgs {
+    /// Of which kernel.
+    pub kernel: String,
+    /// Only those after this place, TERM.NUMBER.
+    #[arg(long, default_value = "0.0", value_name = "T.N")]
+    pub since: callboard_protocol::kernel::OutputCursor,
+    /// Go on as new ones come.
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+/// Arguments of `events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Go on until interrupted; without it, show two seconds of events.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Show heartbeats too.
+    #[arg(long)]
+    pub beats: bool,
+}
+
+/// Arguments of `kill`.
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    /// node-2, KERNEL/REPLICA, KERNEL/REPLICA/python, or broker.
+    pub actor: String,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The data directory to look at.
+    #[arg(long, default_value = ".callboard", value_name = "DIR")]
+    pub data: PathBuf,
+    /// A configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The Python to check.
+    #[arg(long, value_name = "PROGRAM")]
+    pub python: Option<PathBuf>,
+}

@@ -1,0 +1,307 @@
+//! `callboard bench cells`: the round trip of a small cell over Callboard, over plain ZeroMQ and
+//! over Jupyter Kernel Gateway, side by side.
+//!
+//! Every side runs the same ipykernel on the same Python, is driven by a Rust client, and counts a
+//! cell as done when its reply has arrived and it is known to be over: by the `idle` status, and
+//! with Callboard by the `ended` event.
+
+mod fsync;
+mod gateway;
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use callboard_client::{ExecuteEvent, ExecuteOptions, KernelClient, execute_request};
+use callboard_kernel::python::PlainKernel;
+use callboard_protocol::{
+    jupyter::JupyterMessage,
+    kernel::{CellOutcome, Level},
+};
+use clap::Parser;
+use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use serde_json::Value;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use self::{fsync::FsyncFloor, gateway::Gateway};
+use super::{
+    Bench,
+    local_cluster::LocalCluster,
+    options::{Options, interruptible, parse},
+    report::{Bar, Figure, Machine, Report},
+    stats::Samples,
+};
+use crate::{
+    context::Context,
+    exit::{Exit, Failure, Outcome},
+    output::say,
+    python::find_python,
+};
+
+/// The cell.
+const CODE: &str = "x = 1";
+/// Rounds of a full and of a quick run.
+const ROUNDS: u32 = 60;
+const ROUNDS_QUICK: u32 = 20;
+/// Rounds before those that count: caches fill, interpreters specialise.
+const ROUNDS_WARM_UP: u32 = 5;
+/// Cells per side and round.
+const CELLS_PER_TURN: u32 = 5;
+/// Samples of the disk per round.
+const SYNCS_PER_ROUND: u32 = 10;
+/// Pause after a side's turn, so that what it still does does not fall into the next one's.
+const TURN_PAUSE: Duration = Duration::from_millis(10);
+/// How long one cell may take before the bench gives up.
+const CELL_WITHIN: Duration = Duration::from_secs(30);
+
+/// The bench.
+#[derive(Debug)]
+pub struct Cells;
+
+#[derive(Debug, Parser)]
+#[command(about = "Round trip of `x = 1`, side by side with plain ZeroMQ and Jupyter Kernel Gateway")]
+struct CellsArgs {
+    #[command(flatten)]
+    options: Options,
+    /// How many rounds count [default: 60, 20 with --quick].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rounds: Option<u32>,
+}
+
+#[async_trait]
+impl Bench for Cells {
+    fn name(&self) -> &'static str {
+        "cells"
+    }
+
+    fn about(&self) -> &'static str {
+        "round trip of a cell against plain ZeroMQ and Jupyter Kernel Gateway"
+    }
+
+    fn duration(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn run(&self, context: &Context, args: &[String]) -> Outcome {
+        match parse::<CellsArgs>(self.name(), args)? {
+            Some(args) => interruptible(run(context, &args)).await,
+            None => Ok(Exit::Ok),
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Side {
+    Zmq,
+    Received,
+    Durable,
+    KernelGateway,
+}
+
+impl Side {
+    const ALL: [Self; 4] = [Self::Zmq, Self::Received, Self::Durable, Self::KernelGateway];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Zmq => "zmq",
+            Self::Received => "received",
+            Self::Durable => "durable",
+            Self::KernelGateway => "kernel_gateway",
+        }
+    }
+}
+
+async fn run(context: &Context, args: &CellsArgs) -> Outcome {
+    let options = &args.options;
+    let python = find_python(options.python.as_deref().unwrap_or(Path::new("")))?;
+    if cfg!(debug_assertions) {
+        say("this is a debug build: the bars are meant for `cargo build --release`");
+    }
+    gateway::ensure_installed(&python).await?;
+    let cluster = LocalCluster::start(3, options).await?;
+    let mut sides = Sides::start(&cluster, &python).await?;
+    let mut floor = FsyncFloor::new(cluster.path())
+        .map_err(|error| Failure::environment(format!("cannot write beside the data: {error}")))?;
+    let rounds = args.rounds.unwrap_or(if options.quick { ROUNDS_QUICK } else { ROUNDS });
+    say(&format!(
+        "measuring: {rounds} rounds of {CELLS_PER_TURN} cells per side, seed {}",
+        options.seed
+    ));
+    let mut rng = StdRng::seed_from_u64(options.seed);
+    let mut measured = Measured::default();
+    for round in 0..ROUNDS_WARM_UP + rounds {
+        let mut order = Side::ALL;
+        order.shuffle(&mut rng);
+        for side in order {
+            for _ in 0..CELLS_PER_TURN {
+                let ms = sides.round_trip_ms(side).await?;
+                if round >= ROUNDS_WARM_UP {
+                    measured.times_ms.entry(side).or_default().push(ms);
+                }
+            }
+            sleep(TURN_PAUSE).await;
+        }
+        for _ in 0..SYNCS_PER_ROUND {
+            let sampled = tokio::task::block_in_place(|| floor.sample_ms());
+            let ms = sampled.map_err(|error| Failure::environment(format!("cannot sync: {error}")))?;
+            measured.fsync_ms.push(ms);
+        }
+    }
+    sides.gateway.stop().await;
+    drop(sides.plain);
+    cluster.stop().await;
+    let report = Report {
+        bench: "cells",
+        seed: options.seed,
+        machine: Machine::here(),
+        figures: measured.figures(),
+    };
+    report.print(options.printer(context))
+}
+
+struct Sides {
+    plain: PlainKernel,
+    callboard: KernelClient,
+    gateway: Gateway,
+}
+
+impl Sides {
+    async fn start(cluster: &LocalCluster, python: &Path) -> Result<Self, Failure> {
+        let callboard = cluster.kernel(3).await?;
+        let plain = PlainKernel::launch(python, cluster.path())
+            .await
+            .map_err(|error| Failure::new(Exit::Failed, format!("plain kernel: {error}")))?;
+        let gateway = Gateway::start(python, cluster.path()).await?;
+        Ok(Self { plain, callboard, gateway })
+    }
+
+    /// Runs the cell on one side and returns how long it took.
+    async fn round_trip_ms(&mut self, side: Side) -> Result<f64, Failure> {
+        let start = Instant::now();
+        let reply = match side {
+            Side::Zmq => {
+                let (request, msg_id) = plain_request();
+                self.plain.round_trip(request, &msg_id).await.map_err(|error| error.to_string())
+            }
+            Side::Received => cell(&self.callboard, Level::Received).await,
+            Side::Durable => cell(&self.callboard, Level::Durable).await,
+            Side::KernelGateway => {
+                let (request, msg_id) = plain_request();
+                self.gateway.round_trip(&request, &msg_id).await
+            }
+        };
+        let ms = start.elapsed().as_secs_f64() * 1000.0;
+        reply.and_then(|reply| check(&reply)).map(|()| ms).map_err(|why| {
+            Failure::new(Exit::Failed, format!("a cell over {} failed: {why}", side.name()))
+        })
+    }
+}
+
+fn plain_request() -> (JupyterMessage, String) {
+    let msg_id = Uuid::now_v7().to_string();
+    (execute_request(CODE, &msg_id, "bench", Level::Received), msg_id)
+}
+
+async fn cell(kernel: &KernelClient, level: Level) -> Result<JupyterMessage, String> {
+    let timeout = Some(CELL_WITHIN);
+    let mut cell = kernel.execute(CODE, ExecuteOptions { level, timeout, ..Default::default() });
+    let mut reply = None;
+    while let Some(event) = cell.next().await {
+        match event.map_err(|fault| fault.to_string())? {
+            ExecuteEvent::Output(message, _) => {
+                if message.parse_header().is_ok_and(|header| header.msg_type == "execute_reply") {
+                    reply = Some(message);
+                }
+            }
+            ExecuteEvent::Ended(end) if end.outcome == CellOutcome::Completed => {
+                return reply.ok_or_else(|| "it ended without a reply".to_owned());
+            }
+            ExecuteEvent::Ended(end) => return Err(format!("it ended as {:?}", end.outcome)),
+            ExecuteEvent::Accepted(_) => {}
+            ExecuteEvent::Notice(text) => say(&text),
+        }
+    }
+    Err("it has no end".to_owned())
+}
+
+/// A cell that raised would be faster than one that ran.
+fn check(reply: &JupyterMessage) -> Result<(), String> {
+    let content: Value = reply.parse_content().map_err(|error| error.to_string())?;
+    if content["status"] == "ok" { Ok(()) } else { Err(format!("it replied {content}")) }
+}
+
+#[derive(Debug, Default)]
+struct Measured {
+    times_ms: BTreeMap<Side, Vec<f64>>,
+    fsync_ms: Vec<f64>,
+}
+
+impl Measured {
+    fn figures(self) -> Vec<Figure> {
+        let times: BTreeMap<Side, Samples> =
+            self.times_ms.into_iter().map(|(side, times)| (side, Samples::new(times))).collect();
+        let fsync = Samples::new(self.fsync_ms);
+        let of = |side| times.get(&side).cloned().unwrap_or_default();
+        let over = |above, below| of(above).median() / of(below).median();
+        let mut figures = vec![
+            Figure::held(
+                "roundtrip_received_over_zmq",
+                over(Side::Received, Side::Zmq),
+                "ratio",
+                Bar::AtMost(2.0),
+            ),
+            Figure::held(
+                "roundtrip_durable_over_zmq",
+                over(Side::Durable, Side::Zmq),
+                "ratio",
+                Bar::AtMost(6.0),
+            ),
+            Figure::held(
+                "kernel_gateway_over_durable",
+                over(Side::KernelGateway, Side::Durable),
+                "ratio",
+                Bar::AtLeast(3.0),
+            ),
+            Figure::plain("fsync_p50_ms", fsync.median(), "ms"),
+            Figure::plain("fsync_p95_ms", fsync.percentile(95.0), "ms"),
+        ];
+        for (side, samples) in &times {
+            for (what, percent) in [("p25", 25.0), ("p50", 50.0), ("p75", 75.0), ("p95", 95.0)] {
+                let name = format!("{}_{what}_ms", side.name());
+                figures.push(Figure::plain(name, samples.percentile(percent), "ms"));
+            }
+        }
+        let count = times.values().map(Samples::len).min().unwrap_or(0);
+        figures.push(Figure::plain("cells_per_side", count as f64, "count"));
+        figures
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_of_medians_and_each_has_its_bar() {
+        let times_ms = BTreeMap::from([
+            (Side::Zmq, vec![2.0, 2.0, 90.0]),
+            (Side::Received, vec![4.0, 3.0, 5.0]),
+            (Side::Durable, vec![13.0]),
+            (Side::KernelGateway, vec![45.0, 46.0, 44.0]),
+        ]);
+        let figures = Measured { times_ms, fsync_ms: vec![0.25] }.figures();
+        let figure = |name: &str| figures.iter().find(|f| f.name == name).unwrap().clone();
+        assert_eq!(figure("roundtrip_received_over_zmq").value, 2.0);
+        assert_eq!(figure("roundtrip_received_over_zmq").holds, Some(true));
+        assert_eq!(figure("roundtrip_durable_over_zmq").value, 6.5);
+        assert_eq!(figure("roundtrip_durable_over_zmq").holds, Some(false));
+        assert_eq!(figure("kernel_gateway_over_durable").holds, Some(true));
+        assert_eq!(figure("fsync_p50_ms").bar, None);
+        assert_eq!(figure("zmq_p50_ms").value, 2.0);
+    }
+}

@@ -1,0 +1,207 @@
+//! One snippet: run, failed over, checked on another replica.
+
+use std::{path::Path, time::Duration};
+
+use callboard_client::{ExecuteEvent, ExecuteOptions, KernelClient};
+use callboard_protocol::{
+    Fault, NodeId, ReplicaId,
+    control::NodeHealth,
+    kernel::{CellOutcome, KernelStatus, ReplicaRole},
+    node::Kill,
+};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::snippet::Snippet;
+use crate::bench::local_cluster::LocalCluster;
+
+/// How long a cell may take: some snippets import large libraries.
+const CELL_WITHIN: Duration = Duration::from_secs(60);
+/// How long another replica may take to become the executor, and nodes to be whole again.
+const FAILOVER_WITHIN: Duration = Duration::from_secs(60);
+/// Pause between looks at a kernel or at the nodes.
+const POLL: Duration = Duration::from_millis(50);
+/// The replica whose Python died may be the first that has another one; then it is killed again.
+const KILLS_MAX: u32 = 5;
+
+/// What is killed between the session and its check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// The executor's Python process.
+    Python,
+    /// The executor's node.
+    Node,
+}
+
+/// The executor of a kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Executor {
+    replica: ReplicaId,
+    node: NodeId,
+}
+
+/// Runs a snippet on a kernel of its own, which is stopped afterwards.
+///
+/// # Errors
+/// What did not hold, with the output of the cell that shows it.
+pub(super) async fn run(
+    cluster: &LocalCluster,
+    snippet: &Snippet,
+    loss: Loss,
+    scratch: &Path,
+) -> Result<(), String> {
+    std::fs::create_dir_all(scratch).map_err(|error| format!("no scratch directory: {error}"))?;
+    let kernel = cluster.kernel(3).await.map_err(|failure| failure.message)?;
+    let result = on_kernel(cluster, &kernel, snippet, loss, scratch).await;
+    let stopped = cluster.client().control().stop_kernel(kernel.id()).await;
+    result.and(stopped.map(drop).map_err(|fault| format!("the kernel did not stop: {fault}")))
+}
+
+async fn on_kernel(
+    cluster: &LocalCluster,
+    kernel: &KernelClient,
+    snippet: &Snippet,
+    loss: Loss,
+    scratch: &Path,
+) -> Result<(), String> {
+    let fill = |code: &str| code.replace("{dir}", &scratch.display().to_string());
+    for (number, code) in snippet.cells.iter().enumerate() {
+        let ran = execute(kernel, &fill(code)).await?;
+        if ran.raised == snippet.raises.contains(&number) {
+            continue;
+        }
+        let what = if ran.raised { "raised" } else { "did not raise" };
+        return Err(format!("cell {number} {what}:\n{}", ran.text));
+    }
+    let status = show(kernel).await?;
+    let missing: Vec<&String> = snippet
+        .refuses
+        .iter()
+        .filter(|name| !status.refused.iter().any(|refused| refused.name == **name))
+        .collect();
+    if !missing.is_empty() {
+        return Err(format!("not refused by name: {missing:?}; refused: {:?}", status.refused));
+    }
+    let first = wait_for_executor(kernel, |_| true).await?;
+    let second = fail_over(cluster, kernel, &first, loss).await?;
+    let ran = execute(kernel, &fill(&snippet.check)).await?;
+    let after = wait_for_executor(kernel, |_| true).await?;
+    if loss == Loss::Node {
+        nodes_whole(cluster).await?;
+    }
+    if ran.raised {
+        let (from, to) = (&first.node, &second.node);
+        return Err(format!("the check raised after the way from {from} to {to}:\n{}", ran.text));
+    }
+    if after.replica == first.replica {
+        return Err(format!("the check ran on replica {} again", first.replica));
+    }
+    Ok(())
+}
+
+/// Kills until another replica executes.
+async fn fail_over(
+    cluster: &LocalCluster,
+    kernel: &KernelClient,
+    first: &Executor,
+    loss: Loss,
+) -> Result<Executor, String> {
+    let order = match loss {
+        Loss::Python => Kill::Python { kernel: kernel.id(), replica: first.replica },
+        Loss::Node => Kill::Node,
+    };
+    for _ in 0..KILLS_MAX {
+        let term = show(kernel).await?.term;
+        let killed = cluster.client().control().kill(&first.node, order).await;
+        killed.map_err(|fault| format!("the kill was refused: {fault}"))?;
+        let next = wait_for_executor(kernel, |status| status.term > term).await?;
+        if next.replica != first.replica {
+            return Ok(next);
+        }
+    }
+    Err(format!("replica {} took over from itself {KILLS_MAX} times", first.replica))
+}
+
+/// The executor, as soon as there is one and the status is `fit`.
+async fn wait_for_executor(
+    kernel: &KernelClient,
+    fit: impl Fn(&KernelStatus) -> bool,
+) -> Result<Executor, String> {
+    let until = Instant::now() + FAILOVER_WITHIN;
+    loop {
+        let status = kernel.show().await;
+        let executor = status.as_ref().ok().filter(|status| fit(status)).and_then(|status| {
+            let executor = status.replicas.iter().find(|r| r.role == ReplicaRole::Executor)?;
+            Some(Executor { replica: executor.replica, node: executor.node.clone() })
+        });
+        match executor {
+            Some(executor) => return Ok(executor),
+            None if Instant::now() >= until => {
+                let within = FAILOVER_WITHIN.as_secs();
+                return Err(format!("no replica executes within {within} s: {status:?}"));
+            }
+            None => sleep(POLL).await,
+        }
+    }
+}
+
+async fn show(kernel: &KernelClient) -> Result<KernelStatus, String> {
+    let until = Instant::now() + FAILOVER_WITHIN;
+    loop {
+        match kernel.show().await {
+            Ok(status) => return Ok(status),
+            Err(fault) if Instant::now() >= until => return Err(fault.to_string()),
+            Err(_) => sleep(POLL).await,
+        }
+    }
+}
+
+/// Waits until every node is up again, so that the next kernel finds three.
+async fn nodes_whole(cluster: &LocalCluster) -> Result<(), String> {
+    let until = Instant::now() + FAILOVER_WITHIN;
+    loop {
+        let list = cluster.client().control().list_nodes().await;
+        if list.is_ok_and(|list| list.nodes.iter().all(|node| node.health == NodeHealth::Up)) {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err("the killed node did not come back".to_owned());
+        }
+        sleep(POLL).await;
+    }
+}
+
+struct Ran {
+    raised: bool,
+    text: String,
+}
+
+/// Runs a cell durably; whether it raised, and what it printed.
+async fn execute(kernel: &KernelClient, code: &str) -> Result<Ran, String> {
+    let timeout = Some(CELL_WITHIN);
+    let mut cell = kernel.execute(code, ExecuteOptions { timeout, ..Default::default() });
+    let mut ran = Ran { raised: false, text: String::new() };
+    while let Some(event) = cell.next().await {
+        match event.map_err(|fault: Fault| fault.to_string())? {
+            ExecuteEvent::Output(message, _) => {
+                let Ok(content) = message.parse_content::<Value>() else { continue };
+                ran.raised |= content["status"] == "error";
+                for part in [&content["text"], &content["data"]["text/plain"]] {
+                    ran.text.push_str(part.as_str().unwrap_or_default());
+                }
+                if let Some(lines) = content["traceback"].as_array()
+                    && content["status"].is_null()
+                {
+                    lines.iter().filter_map(Value::as_str).for_each(|line| {
+                        ran.text.push_str(line);
+                        ran.text.push('\n');
+                    });
+                }
+            }
+            ExecuteEvent::Ended(end) if end.outcome == CellOutcome::Completed => return Ok(ran),
+            ExecuteEvent::Ended(end) => return Err(format!("a cell ended as {:?}", end.outcome)),
+            ExecuteEvent::Accepted(_) | ExecuteEvent::Notice(_) => {}
+        }
+    }
+    Err("a cell has no end".to_owned())
+}

@@ -1,0 +1,274 @@
+//! The cluster's configuration: defaults < file < `CALLBOARD_<KEY>` < flags.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use callboard_protocol::ClusterId;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::exit::Failure;
+
+/// Most nodes that one machine runs: more than this many processes help nobody.
+const NODES_MAX: u16 = 64;
+
+/// A cluster on one machine. configs/cluster.toml explains every key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// Name of the cluster; the third token of every subject.
+    pub cluster_id: String,
+    /// How many node processes.
+    pub nodes: u16,
+    /// The broker's port; 0 takes that of the last run, or a free one.
+    pub broker_port: u16,
+    /// The nats-server program; empty searches.
+    pub broker_program: PathBuf,
+    /// The Python that kernels run on; empty searches.
+    pub python_program: PathBuf,
+    /// How often a Raft leader says that it leads.
+    pub heartbeat_interval_ms: u64,
+    /// Shortest silence of a leader before an election.
+    pub election_timeout_min_ms: u64,
+    /// Longest silence of a leader before an election.
+    pub election_timeout_max_ms: u64,
+    /// Silence after which a node is suspected.
+    pub suspect_after_ms: u64,
+    /// Silence after which a node's replicas are replaced.
+    pub gone_after_ms: u64,
+    /// How long the capture of a kernel's state may take.
+    pub capture_budget_s: u64,
+    /// Where traces go over OTLP; empty sends none.
+    pub otlp_endpoint: String,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            cluster_id: "local".to_owned(),
+            nodes: 3,
+            broker_port: 0,
+            broker_program: PathBuf::new(),
+            python_program: PathBuf::new(),
+            heartbeat_interval_ms: 75,
+            election_timeout_min_ms: 250,
+            election_timeout_max_ms: 450,
+            suspect_after_ms: 1500,
+            gone_after_ms: 60_000,
+            capture_budget_s: 60,
+            otlp_endpoint: String::new(),
+        }
+    }
+}
+
+/// What flags of the command line set.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--nodes`.
+    pub nodes: Option<u16>,
+    /// `--port`.
+    pub broker_port: Option<u16>,
+    /// `--python`.
+    pub python_program: Option<PathBuf>,
+}
+
+impl ClusterConfig {
+    /// The configuration that file, environment and flags give together.
+    ///
+    /// # Errors
+    /// A [`Failure`] that names every problem at once.
+    pub fn load(file: Option<&Path>, flags: &Overrides) -> Result<Self, Failure> {
+        let table = file.map(read).transpose()?.unwrap_or_default();
+        let origin = file.map_or("the configuration".to_owned(), |path| path.display().to_string());
+        Self::build(table, |key| env::var(key).ok(), flags)
+            .map_err(|problems| Failure::usage(sentence(&origin, &problems)))
+    }
+
+    fn build(
+        mut table: Table,
+        environment: impl Fn(&str) -> Option<String>,
+        flags: &Overrides,
+    ) -> Result<Self, Vec<String>> {
+        let known = keys();
+        let mut problems: Vec<String> = table
+            .keys()
+            .filter(|key| !known.contains_key(key.as_str()))
+            .map(|key| format!("unknown key '{key}' (known: {})", listed(&known)))
+            .collect();
+        for key in known.keys() {
+            let variable = format!("CALLBOARD_{}", key.to_uppercase());
+            if let Some(text) = environment(&variable) {
+                table.insert(key.clone(), from_text(&text, &known[key]));
+            }
+        }
+        let mut config = Self::default();
+        for (key, value) in table.into_iter().filter(|(key, _)| known.contains_key(key)) {
+            // One key at a time, so that each wrong one is reported.
+            match with(&config, &key, value) {
+                Ok(changed) => config = changed,
+                Err(why) => problems.push(format!("{key}: {why}")),
+            }
+        }
+        config.nodes = flags.nodes.unwrap_or(config.nodes);
+        config.broker_port = flags.broker_port.unwrap_or(config.broker_port);
+        if let Some(program) = &flags.python_program {
+            config.python_program.clone_from(program);
+        }
+        problems.extend(config.validate());
+        if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    /// Everything that is wrong with the values.
+    #[must_use]
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |right: bool, problem: String| {
+            if !right {
+                problems.push(problem);
+            }
+        };
+        if let Err(error) = ClusterId::new(self.cluster_id.as_str()) {
+            check(false, format!("cluster_id: {error}"));
+        }
+        let nodes = self.nodes;
+        check((1..=NODES_MAX).contains(&nodes), format!("nodes is {nodes}; use 1 to {NODES_MAX}"));
+        for (key, value) in [
+            ("heartbeat_interval_ms", self.heartbeat_interval_ms),
+            ("capture_budget_s", self.capture_budget_s),
+        ] {
+            check(value > 0, format!("{key} is 0; use at least 1"));
+        }
+        for (low_key, low, high_key, high) in [
+            (
+                "2 × heartbeat_interval_ms",
+                self.heartbeat_interval_ms.saturating_mul(2),
+                "election_timeout_min_ms",
+                self.election_timeout_min_ms,
+            ),
+            (
+                "election_timeout_min_ms",
+                self.election_timeout_min_ms,
+                "election_timeout_max_ms",
+                self.election_timeout_max_ms,
+            ),
+            ("2 × the node's beat of 250 ms", 500, "suspect_after_ms", self.suspect_after_ms),
+            ("suspect_after_ms", self.suspect_after_ms, "gone_after_ms", self.gone_after_ms),
+        ] {
+            check(low < high, format!("{high_key} is {high}; it must be above {low_key}, {low}"));
+        }
+        let endpoint = &self.otlp_endpoint;
+        let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
+        check(
+            endpoint.is_empty() || is_url,
+            format!("otlp_endpoint is '{endpoint}'; use a URL such as http://127.0.0.1:4318"),
+        );
+        problems
+    }
+
+    /// The cluster's id. [`Self::validate`] has checked it.
+    ///
+    /// # Errors
+    /// A [`Failure`] if it is not one.
+    pub fn cluster(&self) -> Result<ClusterId, Failure> {
+        ClusterId::new(self.cluster_id.as_str()).map_err(Failure::usage)
+    }
+}
+
+/// A path that was given, or `None` for the empty one that means "search".
+#[must_use]
+pub fn given(path: &Path) -> Option<&Path> {
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
+fn read(path: &Path) -> Result<Table, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::usage(format!(
+            "cannot read the configuration {}: {error}; see configs/cluster.toml for one that works",
+            path.display()
+        ))
+    })?;
+    text.parse()
+        .map_err(|error| Failure::usage(format!("{} is not valid TOML: {error}", path.display())))
+}
+
+/// Every key with its default.
+fn keys() -> Table {
+    Table::try_from(ClusterConfig::default()).unwrap_or_default()
+}
+
+fn listed(known: &Table) -> String {
+    known.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// A variable's text as a value of the same type as `like`, if it reads as one.
+fn from_text(text: &str, like: &Value) -> Value {
+    match (like, text.parse::<i64>()) {
+        (Value::Integer(_), Ok(number)) => Value::Integer(number),
+        _ => Value::String(text.to_owned()),
+    }
+}
+
+fn with(config: &ClusterConfig, key: &str, value: Value) -> Result<ClusterConfig, String> {
+    let mut table = Table::try_from(config).map_err(|error| error.to_string())?;
+    table.insert(key.to_owned(), value);
+    table.try_into().map_err(|error: toml::de::Error| error.message().to_owned())
+}
+
+fn sentence(origin: &str, problems: &[String]) -> String {
+    format!("{origin} is not valid:\n  - {}", problems.join("\n  - "))
+}
+
+#[cfg(test)]
+mod tests {
+    use callboard_policy::failure::FailureConfig;
+    use callboard_replicated::RaftTiming;
+
+    use super::*;
+
+    fn build(text: &str) -> Result<ClusterConfig, Vec<String>> {
+        ClusterConfig::build(text.parse().unwrap(), |_| None, &Overrides::default())
+    }
+
+    #[test]
+    fn the_shipped_configuration_holds_every_key_and_the_defaults() {
+        let text = include_str!("../../../configs/cluster.toml");
+        assert_eq!(build(text).unwrap(), ClusterConfig::default());
+        let shipped: Table = text.parse().unwrap();
+        assert!(keys().keys().eq(shipped.keys()), "{shipped:?}");
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_parts() {
+        let (config, failure) = (ClusterConfig::default(), FailureConfig::default());
+        let timing = RaftTiming::default();
+        assert_eq!(config.heartbeat_interval_ms, timing.heartbeat_interval_ms);
+        assert_eq!(config.election_timeout_min_ms, timing.election_timeout_min_ms);
+        assert_eq!(config.election_timeout_max_ms, timing.election_timeout_max_ms);
+        assert_eq!(config.suspect_after_ms, failure.suspect_after_ms);
+        assert_eq!(config.gone_after_ms, failure.gone_after_ms);
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let text = "nodes = 0\nnodez = 3\nbroker_port = 'x'\ncluster_id = 'a b'\ngone_after_ms = 1";
+        let problems = build(text).unwrap_err().join("\n");
+        for part in ["nodes is 0", "'nodez'", "broker_port:", "cluster_id:", "gone_after_ms is 1"] {
+            assert!(problems.contains(part), "{part} is missing in\n{problems}");
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_and_that_over_the_file() {
+        let environment = |key: &str| match key {
+            "CALLBOARD_NODES" => Some("5".to_owned()),
+            "CALLBOARD_BROKER_PORT" => Some("4001".to_owned()),
+            _ => None,
+        };
+        let flags = Overrides { nodes: Some(7), ..Overrides::default() };
+        let file = "nodes = 3\nbroker_port = 4000\ncapture_budget_s = 9".parse().unwrap();
+        let config = ClusterConfig::build(file, environment, &flags).unwrap();
+        assert_eq!((config.nodes, config.broker_port, config.capture_budget_s), (7, 4001, 9));
+    }
+}

@@ -1,0 +1,203 @@
+//! `callboard kernel …`, but for `exec`.
+
+use std::time::Duration;
+
+use callboard_client::Client;
+use callboard_protocol::{
+    KernelId, ReplicaId,
+    control::{KernelSpec, StartKernel},
+    kernel::{KernelStatus, ReplicaRole},
+};
+use serde::Serialize;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    args::{KernelVerb, StartArgs},
+    context::{Context, confirm},
+    exec,
+    exit::{Exit, Failure, Outcome},
+    output::{say, table},
+};
+
+/// How long `kernel start --wait` waits: placing, forming the group and starting Python.
+const READY_PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between looks at a kernel that is not ready.
+const READY_POLL: Duration = Duration::from_millis(100);
+/// Names of variables shown in a table; `--output json` has all.
+const NAMES_SHOWN: usize = 40;
+
+/// Runs a verb.
+///
+/// # Errors
+/// A [`Failure`] that says what to do.
+pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
+    match verb {
+        KernelVerb::Start(args) => start(context, args).await,
+        KernelVerb::List => list(context).await,
+        KernelVerb::Show { kernel } => show(context, &kernel).await,
+        KernelVerb::Exec(args) => exec::run(context, args).await,
+        KernelVerb::Interrupt { kernel } => interrupt(context, &kernel).await,
+        KernelVerb::Stop { kernel, yes } => stop(context, &kernel, yes).await,
+    }
+}
+
+async fn start(context: &Context, args: StartArgs) -> Outcome {
+    let client = context.connect().await?;
+    let kernel = KernelId::generate();
+    let request = StartKernel { kernel, name: args.name, replicas: args.replicas };
+    let spec = client.control().start_kernel(&request).await?;
+    if args.wait {
+        wait_ready(&client, kernel).await?;
+    }
+    context.printer.data(&spec, |spec| spec.kernel.to_string())?;
+    Ok(Exit::Ok)
+}
+
+/// Returns once every replica is there and the kernel answers.
+///
+/// # Errors
+/// A [`Failure`] if that takes too long.
+pub async fn wait_ready(client: &Client, kernel: KernelId) -> Result<(), Failure> {
+    let until = Instant::now() + READY_PATIENCE;
+    loop {
+        let why = match client.kernel(kernel).show().await {
+            Ok(status) if status.replicas.iter().all(is_whole) && !status.replicas.is_empty() => {
+                return Ok(());
+            }
+            Ok(status) => {
+                let whole = status.replicas.iter().filter(|replica| is_whole(replica)).count();
+                format!("{whole} of {} replicas are ready", status.replicas.len())
+            }
+            Err(fault) => fault.message,
+        };
+        if Instant::now() >= until {
+            return Err(Failure::new(
+                Exit::Unavailable,
+                format!(
+                    "kernel {kernel} exists but is not ready after {} s: {why}; see `callboard nodes` and `callboard kernel show {kernel}`",
+                    READY_PATIENCE.as_secs()
+                ),
+            ));
+        }
+        sleep(READY_POLL).await;
+    }
+}
+
+fn is_whole(replica: &callboard_protocol::kernel::ReplicaStatus) -> bool {
+    matches!(replica.role, ReplicaRole::Executor | ReplicaRole::Standby)
+}
+
+async fn list(context: &Context) -> Outcome {
+    let kernels = context.connect().await?.control().list_kernels().await?;
+    context.printer.data(&kernels, |list| {
+        let rows = list.kernels.iter().map(|spec| {
+            vec![
+                spec.kernel.to_string(),
+                spec.name.clone().unwrap_or_else(|| "-".to_owned()),
+                spec.replicas_wanted.to_string(),
+                placed(spec),
+            ]
+        });
+        table(&["kernel", "name", "replicas", "nodes"], rows)
+    })?;
+    Ok(Exit::Ok)
+}
+
+fn placed(spec: &KernelSpec) -> String {
+    spec.replicas.values().map(|replica| replica.node.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+#[derive(Serialize)]
+struct Shown {
+    spec: KernelSpec,
+    status: KernelStatus,
+}
+
+async fn show(context: &Context, kernel: &str) -> Outcome {
+    let (client, spec) = context.find(kernel).await?;
+    let status = client.kernel(spec.kernel).show().await?;
+    context.printer.data(&Shown { spec, status }, describe)?;
+    Ok(Exit::Ok)
+}
+
+fn describe(shown: &Shown) -> String {
+    let Shown { spec, status } = shown;
+    let whole = status.replicas.iter().filter(|replica| is_whole(replica)).count();
+    let mut lines = vec![
+        format!("kernel     {}", spec.kernel),
+        format!("name       {}", spec.name.as_deref().unwrap_or("-")),
+        format!(
+            "replicas   {whole}/{} ready; {} more may be lost",
+            spec.replicas_wanted, status.losses_survivable
+        ),
+        format!(
+            "cells      {} accepted, {} ended, {} waiting or running",
+            status.accepted, status.ended, status.queue_depth
+        ),
+        format!("state      {} bytes, {} names", status.state_bytes, status.names.len()),
+    ];
+    if !status.names.is_empty() {
+        let more = status.names.len().saturating_sub(NAMES_SHOWN);
+        let shown = status.names.iter().take(NAMES_SHOWN).map(String::as_str);
+        let mut text = shown.collect::<Vec<_>>().join(" ");
+        if more > 0 {
+            text.push_str(&format!(" … and {more} more"));
+        }
+        lines.push(format!("names      {text}"));
+    }
+    for refused in &status.refused {
+        lines.push(format!("not kept   {}: {}", refused.name, refused.reason));
+    }
+    if let Some(loss) = &status.last_loss {
+        lines.push(format!("last loss  {loss}"));
+    }
+    let rows = status.replicas.iter().map(|replica| {
+        let lag = replica.lag_entries.map_or("-".to_owned(), |lag| lag.to_string());
+        vec![actor(spec.kernel, replica.replica), replica.node.to_string(), role(replica.role), lag]
+    });
+    lines.push(String::new());
+    lines.push(table(&["replica", "node", "role", "lag"], rows));
+    lines.join("\n")
+}
+
+/// A replica as `callboard kill` takes it.
+fn actor(kernel: KernelId, replica: ReplicaId) -> String {
+    format!("{kernel}/{replica}")
+}
+
+fn role(role: ReplicaRole) -> String {
+    match role {
+        ReplicaRole::Executor => "executor",
+        ReplicaRole::Standby => "standby",
+        ReplicaRole::Learner => "learner",
+        ReplicaRole::Unreachable => "unreachable",
+    }
+    .to_owned()
+}
+
+async fn interrupt(context: &Context, kernel: &str) -> Outcome {
+    let (client, spec) = context.find(kernel).await?;
+    client.kernel(spec.kernel).interrupt().await?;
+    say(&format!("interrupt sent to kernel {}", spec.kernel));
+    if context.printer.is_json() {
+        context
+            .printer
+            .data(&json!({ "kernel": spec.kernel, "interrupted": true }), |_| String::new())?;
+    }
+    Ok(Exit::Ok)
+}
+
+async fn stop(context: &Context, kernel: &str, yes: bool) -> Outcome {
+    let (client, spec) = context.find(kernel).await?;
+    let plan = format!(
+        "This ends kernel {}{} for good and deletes its variables and outputs from {}.",
+        spec.kernel,
+        spec.name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default(),
+        placed(&spec)
+    );
+    confirm(&plan, yes)?;
+    let spec = client.control().stop_kernel(spec.kernel).await?;
+    context.printer.data(&spec, |spec| spec.kernel.to_string())?;
+    Ok(Exit::Ok)
+}

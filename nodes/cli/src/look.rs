@@ -1,0 +1,212 @@
+//! `callboard nodes`, `outputs` and `events`: what is, and what happens.
+
+use std::time::Duration;
+
+use callboard_protocol::{
+    control::{NodeHealth, NodeStatus},
+    jupyter::JupyterMessage,
+    kernel::{Output, OutputCursor, OutputPlace},
+};
+use callboard_transport::typed::bus_fault;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    args::{EventsArgs, OutputsArgs},
+    context::Context,
+    exec::show_output,
+    exit::{Exit, Failure, Outcome},
+    output::{Printer, say, stdout_line, table},
+};
+
+/// What `events` shows without `--follow`.
+const EVENTS_SAMPLE: Duration = Duration::from_secs(2);
+
+/// `callboard nodes`.
+///
+/// # Errors
+/// A [`Failure`] if no cluster answers.
+pub async fn nodes(context: &Context) -> Outcome {
+    let list = context.connect().await?.control().list_nodes().await?;
+    context.printer.data(&list, |list| {
+        let headings =
+            ["node", "health", "heard", "pid", "host", "life", "replicas", "cells", "python"];
+        table(&headings, list.nodes.iter().map(row))
+    })?;
+    if let Some(outage) = &list.outage {
+        say(&format!("no repair just now: {outage}"));
+    }
+    Ok(Exit::Ok)
+}
+
+fn row(node: &NodeStatus) -> Vec<String> {
+    let health = match node.health {
+        NodeHealth::Up => "up",
+        NodeHealth::Suspected => "suspected",
+        NodeHealth::Gone => "gone",
+    };
+    vec![
+        node.node.to_string(),
+        health.to_owned(),
+        format!("{} ms ago", node.silent_ms),
+        node.pid.to_string(),
+        node.host.clone(),
+        node.incarnation.to_string(),
+        node.replicas.to_string(),
+        node.running_cells.to_string(),
+        node.python_problem.clone().unwrap_or_else(|| "ok".to_owned()),
+    ]
+}
+
+/// `callboard outputs`.
+///
+/// # Errors
+/// A [`Failure`] if the kernel does not answer.
+pub async fn outputs(context: &Context, args: OutputsArgs) -> Outcome {
+    let (client, spec) = context.find(&args.kernel).await?;
+    let kernel = client.kernel(spec.kernel);
+    // Subscribed first, so that nothing falls between the log and what follows.
+    let mut events = match args.follow {
+        true => Some(kernel.events().await.map_err(|error| {
+            let pattern = format!("the events of kernel {}", spec.kernel);
+            Failure::new(Exit::Unavailable, format!("cannot follow {pattern}: {error}"))
+        })?),
+        false => None,
+    };
+    let mut shown = Shown { printer: context.printer, mark: args.since, all: Vec::new() };
+    loop {
+        let page = kernel.outputs(shown.mark).await?;
+        if page.gap {
+            say("earlier outputs are no longer kept by the kernel");
+        }
+        for output in &page.outputs {
+            shown.show(output, args.follow)?;
+        }
+        if !page.more || page.outputs.is_empty() {
+            break;
+        }
+    }
+    if let Some(events) = &mut events {
+        while let Some(message) = events.next().await {
+            let Some(place) = message.envelope.cursor.filter(|_| is_emitted(&message)) else {
+                continue;
+            };
+            if !follows(shown.mark, place) {
+                for output in kernel.outputs(shown.mark).await?.outputs {
+                    shown.show(&output, true)?;
+                }
+            }
+            shown.show(&Output { place, message: message.payload }, true)?;
+        }
+        return Err(Failure::from(bus_fault(
+            &callboard_protocol::Subject::actor(
+                client.cluster(),
+                callboard_protocol::ActorKind::Kernel,
+                spec.kernel,
+                "outputs",
+            ),
+            &callboard_transport::BusError::Disconnected("the subscription ended".to_owned()),
+        )));
+    }
+    shown.finish()
+}
+
+fn is_emitted(message: &callboard_transport::Message) -> bool {
+    message.subject.last() == "emitted"
+}
+
+/// Whether nothing can be missing between `mark` and `place`.
+fn follows(mark: OutputCursor, place: OutputPlace) -> bool {
+    let OutputCursor { term, number } = place.cursor;
+    place.cursor <= mark || (term == mark.term && number == mark.number + 1)
+}
+
+struct Shown {
+    printer: Printer,
+    mark: OutputCursor,
+    all: Vec<Value>,
+}
+
+impl Shown {
+    fn show(&mut self, output: &Output, at_once: bool) -> Result<(), Failure> {
+        if output.place.cursor <= self.mark {
+            return Ok(());
+        }
+        self.mark = output.place.cursor;
+        let Ok(message) = JupyterMessage::decode(&output.message) else { return Ok(()) };
+        let (Ok(header), Ok(content)) = (message.parse_header(), message.parse_content::<Value>())
+        else {
+            return Ok(());
+        };
+        if !self.printer.is_json() {
+            return show_output(self.printer, &header.msg_type, &content);
+        }
+        let value = json!({
+            "cursor": output.place.cursor.to_string(),
+            "cell": output.place.cell,
+            "msg_type": header.msg_type,
+            "content": content,
+        });
+        if at_once {
+            return stdout_line(&value.to_string());
+        }
+        self.all.push(value);
+        Ok(())
+    }
+
+    fn finish(self) -> Outcome {
+        if self.printer.is_json() {
+            let next = self.mark.to_string();
+            let whole = json!({ "outputs": self.all, "next": next });
+            self.printer.data(&whole, |_| String::new())?;
+        } else {
+            say(&format!("up to {}; later ones: --since {}", self.mark, self.mark));
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+/// `callboard events`.
+///
+/// # Errors
+/// A [`Failure`] if no cluster answers.
+pub async fn events(context: &Context, args: EventsArgs) -> Outcome {
+    let mut events = context.connect().await?.events().await?;
+    let until = Instant::now() + EVENTS_SAMPLE;
+    loop {
+        let event = if args.follow {
+            events.next().await
+        } else {
+            match timeout_at(until, events.next()).await {
+                Ok(event) => event,
+                Err(_) => return Ok(Exit::Ok),
+            }
+        };
+        let Some(event) = event else {
+            return Err(Failure::new(Exit::Unavailable, "the connection to the broker was closed"));
+        };
+        if event.event == "beat" && !args.beats {
+            continue;
+        }
+        let body = body(&event.payload);
+        if context.printer.is_json() {
+            let (kind, id) = (event.kind.to_string(), &event.id);
+            let line = json!({ "kind": kind, "id": id, "event": event.event, "body": body });
+            stdout_line(&line.to_string())?;
+        } else {
+            stdout_line(&format!("{} {} {} {body}", event.kind, event.id, event.event))?;
+        }
+    }
+}
+
+/// A body as JSON: itself, or for an output its type and length.
+fn body(payload: &bytes::Bytes) -> Value {
+    if let Ok(value) = serde_json::from_slice(payload) {
+        return value;
+    }
+    let header = JupyterMessage::decode(payload).and_then(|message| message.parse_header());
+    match header {
+        Ok(header) => json!({ "msg_type": header.msg_type, "bytes": payload.len() }),
+        Err(_) => json!({ "bytes": payload.len() }),
+    }
+}

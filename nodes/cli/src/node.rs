@@ -1,0 +1,92 @@
+//! `callboard node`: one node process.
+
+use std::{path::PathBuf, time::Duration};
+
+use callboard_agent::{ExitReason, NodeError, NodeOptions, run_node};
+use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_protocol::NodeId;
+use callboard_replicated::{RaftTiming, ReplicatorOptions};
+use callboard_transport::{Credentials, telemetry};
+use clap::Args;
+
+use crate::{
+    config::{ClusterConfig, Overrides},
+    exit::{Exit, Failure, Outcome},
+    python::find_python,
+};
+
+/// How long a node waits for a broker that is down when it starts: longer than a broker that
+/// restarts takes, short enough that a wrong address is noticed.
+const BROKER_WAIT: Duration = Duration::from_secs(60);
+
+/// Arguments of `node`.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// The node's own folder.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// The node's id.
+    #[arg(long)]
+    pub id: NodeId,
+    /// The node's credentials file, as `up` wrote it.
+    #[arg(long, value_name = "FILE")]
+    pub credentials: PathBuf,
+    /// The nodes that found the cluster, in order.
+    #[arg(long, value_delimiter = ',', required = true, value_name = "IDS")]
+    pub bootstrap: Vec<NodeId>,
+    /// The cluster's configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The Python that kernels run on.
+    #[arg(long, value_name = "PROGRAM")]
+    pub python: Option<PathBuf>,
+    /// Take over a folder that was made on another machine, for good.
+    #[arg(long)]
+    pub adopt: bool,
+}
+
+/// Runs the node until SIGTERM or SIGINT.
+///
+/// # Errors
+/// A [`Failure`] if it cannot start, or ends by itself.
+pub async fn run(args: NodeArgs) -> Outcome {
+    let flags = Overrides { python_program: args.python, ..Overrides::default() };
+    let config = ClusterConfig::load(args.config.as_deref(), &flags)?;
+    let credentials = Credentials::load(&args.credentials).map_err(Failure::usage)?;
+    let endpoint = Some(config.otlp_endpoint.as_str()).filter(|url| !url.is_empty());
+    let _telemetry = telemetry::init(args.id.as_str(), endpoint).map_err(Failure::usage)?;
+    let python = find_python(&config.python_program)?;
+    let options = NodeOptions {
+        data_dir: args.data,
+        node: args.id,
+        credentials,
+        bootstrap: args.bootstrap,
+        adopt_directory: args.adopt,
+        python,
+        capture_budget_ms: config.capture_budget_s.saturating_mul(1000),
+        broker_wait: BROKER_WAIT,
+        failure: FailureConfig {
+            suspect_after_ms: config.suspect_after_ms,
+            gone_after_ms: config.gone_after_ms,
+            ..FailureConfig::default()
+        },
+        repair: RepairLimits::default(),
+        replicator: ReplicatorOptions {
+            timing: RaftTiming {
+                heartbeat_interval_ms: config.heartbeat_interval_ms,
+                election_timeout_min_ms: config.election_timeout_min_ms,
+                election_timeout_max_ms: config.election_timeout_max_ms,
+            },
+            ..ReplicatorOptions::default()
+        },
+    };
+    match run_node(options).await {
+        Ok(ExitReason::Stopped) => Ok(Exit::Ok),
+        Ok(ExitReason::RestartNeeded(why)) => Err(Failure::new(Exit::RestartNeeded, why)),
+        Err(error @ (NodeError::NoBroker { .. } | NodeError::Bus(_))) => {
+            Err(Failure::new(Exit::Unavailable, error))
+        }
+        Err(error @ NodeError::Connect(_)) => Err(Failure::usage(error)),
+        Err(error) => Err(Failure::environment(error)),
+    }
+}
