@@ -4,34 +4,38 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON := .venv/bin/python
-CALLBOARD := target/debug/callboard
+CARGO_TARGET_DIR ?= target
+CALLBOARD := $(CARGO_TARGET_DIR)/debug/callboard
 
-.PHONY: help setup build demo test test-rust test-python lint acceptance clean-demo
+.PHONY: help tools setup build demo test lint test-rust test-python acceptance
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
-setup: ## Make the project's Python environment (ipykernel, nats-server, …) in .venv
+tools:
+	@scripts/check-tools
+
+setup: tools ## Make the project's Python environment (ipykernel, nats-server, …) in .venv
 	@scripts/setup
 
 build: setup ## Build the callboard binary
-	@cargo build --locked --quiet --bin callboard
+	@scripts/build --bin callboard
 
 demo: build ## Lose machines under a running notebook session and show that nothing is lost
 	@$(CALLBOARD) demo
 
 test: setup lint test-rust test-python ## Everything a change must pass
 
-lint: ## Formatting and lints
+lint: tools ## Formatting and lints
 	@cargo fmt --all --check
-	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@scripts/build --lint
 
-test-rust: setup ## Rust tests
-	@cargo build --locked --quiet --bin callboard
+test-rust: build ## Rust tests
+	@scripts/build --tests
 	@cargo test --workspace --locked --quiet
 
 test-python: setup ## Tests of the Python package inside a kernel
-	@$(PYTHON) -m pytest -q actors/kernel/python/tests
+	@$(PYTHON) -m pytest -q actors/kernel/python/tests chaos/checker
 
-acceptance: setup ## The long lines: model, crash seeds, chaos, speed
+acceptance: setup ## The long lines: model, crash seeds, fsync trace, chaos, speed (an hour)
 	@scripts/acceptance

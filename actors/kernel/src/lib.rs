@@ -40,6 +40,8 @@ pub struct NodeContext {
     pub node: NodeId,
     /// Which of the node's lives this is.
     pub incarnation: Incarnation,
+    /// How the life before this one ended, if that was seen: `killed by signal 9`.
+    pub previous_end: Option<String>,
     /// The node's connections.
     pub lanes: Lanes,
     /// The node's write-ahead log and Raft groups.

@@ -50,6 +50,8 @@ pub(crate) struct RunningCell {
     reply: Option<JupyterMessage>,
     is_idle: bool,
     captured: Option<Captured>,
+    /// On their way to the log, not known to have arrived. A proposal may be lost without a word.
+    proposed: Vec<PlacedOutput>,
     unlogged: Vec<PlacedOutput>,
     unlogged_bytes: usize,
 }
@@ -82,6 +84,7 @@ impl RunningCell {
             reply: None,
             is_idle: false,
             captured: None,
+            proposed: Vec::new(),
             unlogged: Vec::new(),
             unlogged_bytes: 0,
         }
@@ -119,7 +122,9 @@ impl RunningCell {
     pub(crate) fn take_unlogged(&mut self, is_due: bool) -> Vec<PlacedOutput> {
         if is_due || self.unlogged_bytes >= UNLOGGED_BYTES_MAX {
             self.unlogged_bytes = 0;
-            std::mem::take(&mut self.unlogged)
+            let due = std::mem::take(&mut self.unlogged);
+            self.proposed.extend(due.iter().cloned());
+            due
         } else {
             Vec::new()
         }
@@ -127,8 +132,15 @@ impl RunningCell {
 
     /// Takes outputs back that could not go to the log yet.
     pub(crate) fn put_back(&mut self, mut outputs: Vec<PlacedOutput>) {
+        let taken = |it: &PlacedOutput| outputs.iter().any(|o| o.place.cursor == it.place.cursor);
+        self.proposed.retain(|output| !taken(output));
         outputs.append(&mut self.unlogged);
         self.unlogged = outputs;
+    }
+
+    /// Forgets outputs that have arrived in the log.
+    pub(crate) fn prune(&mut self, is_logged: impl Fn(OutputCursor) -> bool) {
+        self.proposed.retain(|output| !is_logged(output.place.cursor));
     }
 
     /// Whether reply, end of output and state are all there.
@@ -137,11 +149,13 @@ impl RunningCell {
     }
 
     /// What is to go to the log, once the cell is over.
-    pub(crate) fn finish(self) -> Option<FinishedCell> {
+    pub(crate) fn finish(mut self) -> Option<FinishedCell> {
+        // Those that arrive twice are kept once.
+        self.proposed.append(&mut self.unlogged);
         Some(FinishedCell {
             term: self.term,
             seq: self.seq,
-            outputs: self.unlogged,
+            outputs: self.proposed,
             reply: self.reply,
             captured: self.captured?,
         })
@@ -175,5 +189,42 @@ pub(crate) fn classify(message: &JupyterMessage) -> IopubKind {
     match message.parse_content::<Status>() {
         Ok(status) if status.execution_state == "idle" => IopubKind::Idle,
         _ => IopubKind::Status,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn output(numbers: &mut OutputNumbers) -> PlacedOutput {
+        let empty = Bytes::from_static(b"{}");
+        let message = JupyterMessage {
+            channel: Channel::Iopub,
+            header: empty.clone(),
+            parent_header: empty.clone(),
+            metadata: empty.clone(),
+            content: empty,
+            buffers: Vec::new(),
+        };
+        PlacedOutput { place: numbers.next(Term(1), Seq(1)), message }
+    }
+
+    #[test]
+    fn an_output_whose_proposal_was_lost_goes_to_the_log_with_the_cells_end() {
+        let mut numbers = OutputNumbers::default();
+        let mut cell = RunningCell::new(Term(1), Seq(1), "id".to_owned(), Level::Durable, true);
+        cell.output(output(&mut numbers));
+        cell.output(output(&mut numbers));
+        assert_eq!(cell.take_unlogged(true).len(), 2);
+        cell.prune(|cursor| cursor.number == 1);
+        cell.output(output(&mut numbers));
+        let back = cell.take_unlogged(true);
+        cell.put_back(back);
+        cell.captured(Captured::default());
+        let finished = cell.finish().unwrap();
+        let numbers: Vec<u64> = finished.outputs.iter().map(|o| o.place.cursor.number).collect();
+        assert_eq!(numbers, [2, 3]);
     }
 }

@@ -114,6 +114,7 @@ impl Cluster {
             cluster,
             node: node(n),
             incarnation,
+            previous_end: None,
             lanes,
             replicator,
             chunks,

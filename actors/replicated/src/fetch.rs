@@ -13,9 +13,9 @@ use bytes::{Bytes, BytesMut};
 use callboard_protocol::{
     ActorKind, ClusterId, Envelope, NodeId, OwnerId, Subject, SubjectPattern,
 };
-use callboard_transport::{Bus, BusError, Message, Subscription};
+use callboard_transport::{Bus, BusError, BusHealth, Message, Subscription};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     chunks::{CHUNK_LENGTH_MAX, ChunkError, ChunkId, ChunkStore},
@@ -309,8 +309,15 @@ impl ChunkExchange {
         let mut tries = 0;
         loop {
             tries += 1;
-            let sent =
-                self.inner.bus.request(&subject, &envelope, payload.clone(), PIECE_DEADLINE).await;
+            let mut health = self.inner.bus.health();
+            health.mark_unchanged();
+            let request =
+                self.inner.bus.request(&subject, &envelope, payload.clone(), PIECE_DEADLINE);
+            let sent = tokio::select! {
+                sent = request => sent,
+                // The piece or its answer went down with the broker. Sent twice, it arrives once.
+                () = reconnected(&mut health), if tries < TRIES_MAX => continue,
+            };
             match sent {
                 Ok(answer) => {
                     return decode(&answer.payload).map_err(|error| garbled(error.to_string()));
@@ -431,4 +438,14 @@ impl ChunkExchange {
             }
         }
     }
+}
+
+/// Returns once a connection that was lost in the meantime stands again.
+async fn reconnected(health: &mut watch::Receiver<BusHealth>) {
+    while health.changed().await.is_ok() {
+        if *health.borrow_and_update() == BusHealth::Connected {
+            return;
+        }
+    }
+    std::future::pending().await
 }

@@ -23,7 +23,7 @@ use crate::{
     options::{GroupOptions, OpenError, ReplicatorOptions},
     proposer::{Proposer, QUEUE_DEPTH_MAX},
     raft::{
-        log_store::LogStore,
+        log_store::{Covered, LogStore},
         network::{Links, Wire},
         server::Server,
         snapshot_file::{Newest, SnapshotFiles},
@@ -208,13 +208,13 @@ impl Replicator {
         let inner = &self.inner;
         let raft_error = |why: String| OpenError::Raft { group: group.clone(), why };
         let files = SnapshotFiles::new(Arc::clone(&inner.disk), &group);
-        let (snapshot_index, snapshot_receiver) = watch::channel(None);
+        let (covered, covered_receiver) = watch::channel(Covered::default());
         let log = LogStore::new(
             inner.wal.clone(),
             group.clone(),
             replica_id.0,
             inner.options.parallel_leader_fsync,
-            snapshot_receiver,
+            covered_receiver,
         );
         let (machine, snapshot) = self.restore(&group, &files, options.initial).await?;
         let (observer, events) = mpsc::unbounded_channel();
@@ -224,7 +224,7 @@ impl Replicator {
             log: log.clone(),
             files,
             before_snapshot: options.before_snapshot,
-            snapshot_index,
+            covered,
             snapshot_every_bytes: options.snapshot_every_bytes,
             observer,
         });

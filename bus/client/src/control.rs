@@ -16,7 +16,7 @@ use crate::client::Client;
 /// How long a verb is tried unless told otherwise: longer than an election of a new leader takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one try waits. Members that do not lead stay silent, so a lost leader costs this much.
-const TRY_DEADLINE: Duration = Duration::from_secs(2);
+const TRY_DEADLINE: Duration = Duration::from_millis(750);
 /// Pause between tries.
 const TRY_PAUSE: Duration = Duration::from_millis(200);
 

@@ -38,7 +38,7 @@ pub struct Resend {
 
 impl Default for Resend {
     fn default() -> Self {
-        Self { first_after: Duration::from_secs(2), every: Duration::from_secs(1) }
+        Self { first_after: Duration::from_secs(1), every: Duration::from_secs(1) }
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Outputs arrive as events that may be lost, doubled or late, and from the kernel's log, which is
 //! authoritative but may lag behind the events. Shown are the cell's own, each once, in the order
-//! of their places. A kernel's first output for a cell is its `status: busy`, so whoever sees that
-//! one has missed nothing of the cell; every later output has the number after the one before.
+//! of their places. A kernel's first output for a cell is its `status: busy`, and the first one with
+//! a place in the log its `execute_input`; so whoever sees one of these has missed nothing of the
+//! cell. Every later output has the number after the one before.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -52,7 +53,7 @@ impl Ledger {
         if self.mark.is_some_and(|mark| place.cursor <= mark) {
             return;
         }
-        if self.is_ours(&place, &message) && is_busy(&message) {
+        if self.is_ours(&place, &message) && is_first(&message) {
             self.held.retain(|cursor, _| *cursor > place.cursor);
             self.advance(place, message);
         } else if self.held.len() < HELD_BACK_MAX {
@@ -142,9 +143,45 @@ impl Ledger {
     }
 }
 
-fn is_busy(message: &JupyterMessage) -> bool {
-    message.parse_header().is_ok_and(|header| header.msg_type == "status")
-        && message
-            .parse_content::<Value>()
-            .is_ok_and(|content| content["execution_state"] == "busy")
+fn is_first(message: &JupyterMessage) -> bool {
+    let Ok(header) = message.parse_header() else { return false };
+    let is_busy =
+        |content: Value| header.msg_type == "status" && content["execution_state"] == "busy";
+    header.msg_type == "execute_input" || message.parse_content::<Value>().is_ok_and(is_busy)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use callboard_protocol::jupyter::Channel;
+
+    use super::*;
+
+    fn output(number: u64, msg_type: &str) -> (OutputPlace, JupyterMessage) {
+        let cursor = OutputCursor { term: Term(1), number };
+        let json = |text: String| Bytes::from(text);
+        let message = JupyterMessage {
+            channel: Channel::Iopub,
+            header: json(format!(r#"{{"msg_id":"o{number}","msg_type":"{msg_type}"}}"#)),
+            parent_header: json(r#"{"msg_id":"m","msg_type":"execute_request"}"#.to_owned()),
+            metadata: json("{}".to_owned()),
+            content: json("{}".to_owned()),
+            buffers: Vec::new(),
+        };
+        (OutputPlace { cursor, cell: Seq(4) }, message)
+    }
+
+    #[test]
+    fn a_client_that_knows_no_earlier_place_shows_a_cell_from_its_first_output_on() {
+        let mut ledger = Ledger::new("m".to_owned(), None);
+        let (place, stream) = output(8, "stream");
+        ledger.on_emitted(place, stream);
+        assert!(ledger.pop().is_none() && ledger.missing_since().is_some());
+        let (place, first) = output(7, "execute_input");
+        ledger.on_emitted(place, first);
+        let shown: Vec<u64> =
+            std::iter::from_fn(|| ledger.pop()).map(|(_, place)| place.cursor.number).collect();
+        assert_eq!(shown, [7, 8]);
+        assert_eq!(ledger.missing_since(), None);
+    }
 }

@@ -202,6 +202,9 @@ pub struct KernelStatus {
     pub queue_depth: u64,
     /// The group's members.
     pub replicas: Vec<ReplicaStatus>,
+    /// The member that leads the group and answers this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raft_leader: Option<ReplicaId>,
     /// How many more replicas may be lost before the kernel cannot go on.
     pub losses_survivable: u64,
     /// Names in the namespace as of the last completed cell, with what could not be carried.

@@ -152,6 +152,7 @@ fn kernel_messages_keep_their_first_version() {
                 role: ReplicaRole::Executor,
                 lag_entries: Some(0),
             }],
+            raft_leader: None,
             losses_survivable: 1,
             names: vec!["x".to_owned()],
             refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],

@@ -39,6 +39,10 @@ pub enum TelemetryError {
     AlreadySet(String),
 }
 
+/// What is logged unless [`LOG_VARIABLE`] says otherwise. openraft reports every message to a member
+/// that is away as an error; what follows from it is logged by ourselves.
+const DEFAULT_FILTER: &str = "warn,openraft=off";
+
 /// Keeps telemetry running; dropping it sends what is left of the traces.
 #[derive(Debug)]
 #[must_use = "dropping the guard ends tracing"]
@@ -66,14 +70,18 @@ pub fn init(service: &str, otlp_endpoint: Option<&str>) -> Result<TelemetryGuard
     let filter = match std::env::var(LOG_VARIABLE) {
         Ok(text) => EnvFilter::try_new(&text)
             .map_err(|error| TelemetryError::BadFilter(error.to_string()))?,
-        Err(_) => EnvFilter::new("warn"),
+        Err(_) => EnvFilter::new(DEFAULT_FILTER),
     };
     let already = |error: tracing_subscriber::util::TryInitError| {
         TelemetryError::AlreadySet(error.to_string())
     };
     let logs = {
         use tracing_subscriber::Layer as _;
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter)
+        let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        tracing_subscriber::fmt::layer()
+            .with_ansi(is_terminal)
+            .with_writer(std::io::stderr)
+            .with_filter(filter)
     };
     let registry = tracing_subscriber::registry().with(logs);
     #[cfg(feature = "otlp")]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::{bench::BenchArgs, node::NodeArgs, output::Format, up::UpArgs};
+use crate::{bench::BenchArgs, demo::DemoArgs, node::NodeArgs, output::Format, up::UpArgs};
 
 /// Notebook kernels that outlive their machines.
 #[derive(Debug, Parser)]
@@ -56,6 +56,8 @@ pub enum Verb {
     Kill(KillArgs),
     /// Say what this machine can and cannot do, and what to do about it.
     Doctor(DoctorArgs),
+    /// Lose machines under a notebook session, on a cluster of its own, and check that nothing is lost.
+    Demo(DemoArgs),
     /// Measure.
     Bench(BenchArgs),
     /// Print a completion script for a shell.

@@ -22,10 +22,14 @@ pub struct ClusterConfig {
     pub cluster_id: String,
     /// How many node processes.
     pub nodes: u16,
+    /// The address the broker listens on, and nodes reach it at.
+    pub broker_host: String,
     /// The broker's port; 0 takes that of the last run, or a free one.
     pub broker_port: u16,
     /// The nats-server program; empty searches.
     pub broker_program: PathBuf,
+    /// Words before each node's command line; `{node}` stands for its id. Empty: none.
+    pub node_launcher: String,
     /// The Python that kernels run on; empty searches.
     pub python_program: PathBuf,
     /// How often a Raft leader says that it leads.
@@ -49,8 +53,10 @@ impl Default for ClusterConfig {
         Self {
             cluster_id: "local".to_owned(),
             nodes: 3,
+            broker_host: "127.0.0.1".to_owned(),
             broker_port: 0,
             broker_program: PathBuf::new(),
+            node_launcher: String::new(),
             python_program: PathBuf::new(),
             heartbeat_interval_ms: 75,
             election_timeout_min_ms: 250,
@@ -132,6 +138,11 @@ impl ClusterConfig {
         if let Err(error) = ClusterId::new(self.cluster_id.as_str()) {
             check(false, format!("cluster_id: {error}"));
         }
+        let host = &self.broker_host;
+        check(
+            host.parse::<std::net::IpAddr>().is_ok(),
+            format!("broker_host is '{host}'; use an IP address of this machine"),
+        );
         let nodes = self.nodes;
         check((1..=NODES_MAX).contains(&nodes), format!("nodes is {nodes}; use 1 to {NODES_MAX}"));
         for (key, value) in [

@@ -62,8 +62,11 @@ pub async fn wait_ready(client: &Client, kernel: KernelId) -> Result<(), Failure
     let until = Instant::now() + READY_PATIENCE;
     loop {
         let why = match client.kernel(kernel).show().await {
-            Ok(status) if status.replicas.iter().all(is_whole) && !status.replicas.is_empty() => {
+            Ok(status) if status.replicas.iter().all(is_whole) && status.term.is_some() => {
                 return Ok(());
+            }
+            Ok(status) if status.replicas.iter().all(is_whole) => {
+                "its Python processes are starting".to_owned()
             }
             Ok(status) => {
                 let whole = status.replicas.iter().filter(|replica| is_whole(replica)).count();

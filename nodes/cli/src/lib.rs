@@ -5,6 +5,7 @@ pub mod args;
 pub mod bench;
 pub mod config;
 pub mod context;
+pub mod demo;
 pub mod doctor;
 pub mod exec;
 pub mod exit;
@@ -72,6 +73,7 @@ async fn run(cli: Cli) -> Outcome {
         Verb::Events(args) => look::events(&context, args).await,
         Verb::Kill(args) => kill::run(&context, args).await,
         Verb::Doctor(args) => doctor::run(&context, args).await,
+        Verb::Demo(args) => demo::run(&context, args).await,
         Verb::Bench(args) => bench::run(&context, args).await,
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "callboard", &mut io::stdout());

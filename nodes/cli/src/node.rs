@@ -17,7 +17,7 @@ use crate::{
 
 /// How long a node waits for a broker that is down when it starts: longer than a broker that
 /// restarts takes, short enough that a wrong address is noticed.
-const BROKER_WAIT: Duration = Duration::from_secs(60);
+const BROKER_WAIT_S: u64 = 60;
 
 /// Arguments of `node`.
 #[derive(Debug, Args)]
@@ -40,9 +40,12 @@ pub struct NodeArgs {
     /// The Python that kernels run on.
     #[arg(long, value_name = "PROGRAM")]
     pub python: Option<PathBuf>,
+    /// How long to wait for a broker that does not answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = BROKER_WAIT_S)]
+    pub broker_wait_s: u64,
     /// Take over a folder that was made on another machine, for good.
     #[arg(long)]
-    pub adopt: bool,
+    pub adopt_directory: bool,
 }
 
 /// Runs the node until SIGTERM or SIGINT.
@@ -61,10 +64,10 @@ pub async fn run(args: NodeArgs) -> Outcome {
         node: args.id,
         credentials,
         bootstrap: args.bootstrap,
-        adopt_directory: args.adopt,
+        adopt_directory: args.adopt_directory,
         python,
         capture_budget_ms: config.capture_budget_s.saturating_mul(1000),
-        broker_wait: BROKER_WAIT,
+        broker_wait: Duration::from_secs(args.broker_wait_s),
         failure: FailureConfig {
             suspect_after_ms: config.suspect_after_ms,
             gone_after_ms: config.gone_after_ms,

@@ -37,7 +37,7 @@ struct CapturedHeader {
 }
 
 /// What one request changed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Captured {
     /// The request.
     pub msg_id: String,

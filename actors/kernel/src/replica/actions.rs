@@ -1,6 +1,6 @@
 //! Carries out what the local machine wants.
 
-use callboard_policy::terms::{Action, Input, PendingCell};
+use callboard_policy::terms::{Action, Entry, Input, PendingCell};
 use callboard_protocol::{
     Fault, Term,
     jupyter::JupyterMessage,
@@ -17,6 +17,10 @@ use crate::{
 impl ReplicaState {
     pub(super) fn carry_out(&mut self, action: Action) {
         match action {
+            Action::Propose(Entry::Abandon { term, cause }) => {
+                let cause = self.placed(cause);
+                self.propose(Entry::Abandon { term, cause });
+            }
             Action::Propose(entry) => self.propose(entry),
             Action::Answer { msg_id, answer } => self.answer_request(&msg_id, answer),
             Action::StartPython => self.launch_python_later(),
@@ -25,6 +29,15 @@ impl ReplicaState {
             Action::Run { term, cell } => self.run(term, cell),
             Action::PublishEnded(end) => self.publish_ended(&end),
         }
+    }
+
+    /// A cause that does not say where it happened is one of our own.
+    fn placed(&self, cause: String) -> String {
+        let node = &self.args.context.node;
+        if cause.starts_with("executor lost") || cause.contains(node.as_str()) {
+            return cause;
+        }
+        format!("executor lost on {node}: {cause}")
     }
 
     fn answer_request(&mut self, msg_id: &str, answer: Result<Accepted, Fault>) {
@@ -147,8 +160,9 @@ impl ReplicaState {
         if !self.cell.as_ref().is_some_and(RunningCell::is_over) {
             return;
         }
-        let Some(cell) = self.set_cell(None) else { return };
+        let Some(mut cell) = self.set_cell(None) else { return };
         self.traces.finished(&cell.msg_id, cell.seq);
+        self.read(|log| cell.prune(|cursor| log.has_output(cursor)));
         let Some(mut cell) = cell.finish() else { return };
         if let Some(reply) = cell.reply.take() {
             let place = self.numbers.next(cell.term, cell.seq);
@@ -181,7 +195,7 @@ impl ReplicaState {
         let mut packer = self.read(Packer::new);
         let logged = packer.outputs(&outputs);
         let chunks = packer.into_chunks();
-        let entry = callboard_policy::terms::Entry::Emit { term, outputs: logged };
+        let entry = Entry::Emit { term, outputs: logged };
         if chunks.is_empty() {
             self.propose(entry);
             return;

@@ -100,6 +100,8 @@ pub enum Internal {
     Tick,
 }
 
+/// Version of a kernel's entry until its members first change.
+const FIRST_VERSION: u64 = 1;
 /// How long a request that nobody ordered is remembered; its sender has resent it by then.
 const REQUEST_KEPT: Duration = Duration::from_secs(15);
 
@@ -186,11 +188,13 @@ impl ReplicaState {
             .replicas
             .iter()
             .filter(|(_, r)| matches!(r.standing, Standing::Founder | Standing::Leaver));
-        let is_founder = args
-            .spec
-            .replicas
-            .get(&args.replica)
-            .is_some_and(|replica| replica.standing == Standing::Founder);
+        // Once the entry has changed, the group exists: a founder that comes late is let in by it.
+        let is_founder = args.spec.version == FIRST_VERSION
+            && args
+                .spec
+                .replicas
+                .get(&args.replica)
+                .is_some_and(|replica| replica.standing == Standing::Founder);
         let found =
             is_founder.then(|| founders.map(|(id, replica)| (*id, replica.node.clone())).collect());
         let (group, mut events) = context
@@ -262,8 +266,12 @@ impl ReplicaState {
             args.spec.owner.clone(),
         );
         let chunk_keeper = chunks::ChunkKeeper::start(&args, group.clone(), me.clone());
+        let mut executor = Executor::new(Identity { replica: args.replica, incarnation });
+        if let Some(previous_end) = &context.previous_end {
+            executor = executor.after(previous_end.clone());
+        }
         let mut state = Self {
-            executor: Executor::new(Identity { replica: args.replica, incarnation }),
+            executor,
             started: Instant::now(),
             publisher,
             python: None,
@@ -405,6 +413,7 @@ impl ReplicaState {
 
     fn tick(&mut self) {
         if let Some(cell) = &mut self.cell {
+            self.group.read(|machine| cell.prune(|cursor| machine.log().has_output(cursor)));
             let outputs = cell.take_unlogged(true);
             self.log_outputs(outputs);
         }

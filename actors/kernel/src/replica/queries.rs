@@ -159,6 +159,7 @@ impl ReplicaState {
             accepted: log.accepted(),
             ended: Seq(log.accepted().0 - log.pending().len() as u64),
             queue_depth: log.pending().len() as u64,
+            raft_leader: Some(self.args.replica),
             losses_survivable: healthy.saturating_sub(voters / 2 + 1),
             replicas,
             names: log

@@ -57,6 +57,7 @@ enum Attempt {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Executor {
     identity: Identity,
+    previous_end: String,
     leading: bool,
     voters: Vec<ReplicaId>,
     suspects: BTreeMap<ReplicaId, String>,
@@ -79,6 +80,7 @@ impl Executor {
     pub fn new(identity: Identity) -> Self {
         Self {
             identity,
+            previous_end: "its process ended and was started again".to_owned(),
             leading: false,
             voters: Vec::new(),
             suspects: BTreeMap::new(),
@@ -94,6 +96,12 @@ impl Executor {
             tried: BTreeMap::new(),
             closed_since_ms: None,
         }
+    }
+
+    /// The same, told how the life before this one ended, for people.
+    #[must_use]
+    pub fn after(self, previous_end: String) -> Self {
+        Self { previous_end, ..self }
     }
 
     /// How far the Python process is.

@@ -328,6 +328,13 @@ impl KernelLog {
         self.execution_count
     }
 
+    /// Whether an output came to the log: it is kept, or was dropped since.
+    #[must_use]
+    pub fn has_output(&self, cursor: OutputCursor) -> bool {
+        self.outputs_dropped.is_some_and(|dropped| cursor <= dropped)
+            || self.outputs.binary_search_by_key(&cursor, |kept| kept.place.cursor).is_ok()
+    }
+
     /// The outputs still kept after `since`, and whether some between were dropped.
     pub fn outputs_since(
         &self,

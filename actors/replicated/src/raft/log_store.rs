@@ -16,6 +16,15 @@ use tokio::sync::watch;
 use super::types::{Entry, LogId, StorageError, TypeConfig, Vote, decode, encode};
 use crate::wal::{Lsn, Record, Slot, Wal};
 
+/// How far a durable snapshot covers the log.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Covered {
+    /// Index of the last entry it covers.
+    pub upto: Option<u64>,
+    /// A snapshot could not be written or restored; the replica stops.
+    pub failed: bool,
+}
+
 /// The log of one group.
 #[derive(Debug, Clone)]
 pub(crate) struct LogStore {
@@ -23,8 +32,8 @@ pub(crate) struct LogStore {
     pub group: GroupId,
     pub replica: u64,
     pub parallel_leader_fsync: bool,
-    /// Index of the last log entry that a durable snapshot covers.
-    pub snapshot_index: watch::Receiver<Option<u64>>,
+    /// How far a durable snapshot covers the log.
+    pub covered: watch::Receiver<Covered>,
     vote: Option<Vote>,
 }
 
@@ -46,9 +55,9 @@ impl LogStore {
         group: GroupId,
         replica: u64,
         parallel_leader_fsync: bool,
-        snapshot_index: watch::Receiver<Option<u64>>,
+        covered: watch::Receiver<Covered>,
     ) -> Self {
-        Self { wal, group, replica, parallel_leader_fsync, snapshot_index, vote: None }
+        Self { wal, group, replica, parallel_leader_fsync, covered, vote: None }
     }
 
     /// Index of the last entry or purged entry.
@@ -64,21 +73,23 @@ impl LogStore {
         self.wal.group(&self.group, |log| log.entries.get(&index).map_or(0, |slot| slot.end))
     }
 
-    /// The last log id at or below `log_id` that is durable here.
+    /// The last log id at or below `log_id` that is durable here; `None` also if the log no longer
+    /// holds what `log_id` names.
     pub(crate) fn clamp_to_synced(&self, log_id: LogId) -> Option<LogId> {
         let synced = self.wal.synced();
-        self.wal.group(&self.group, |log| {
-            let below = log.entries.range(..=log_id.index).next_back();
-            if below.is_none_or(|(index, slot)| *index == log_id.index && slot.end <= synced) {
+        let clamped = self.wal.group(&self.group, |log| {
+            let purged =
+                || log.purged.as_ref().and_then(|(_, slot)| decode::<LogId>(&slot.bytes).ok());
+            if log.purged.as_ref().is_some_and(|(upto, _)| log_id.index <= *upto) {
                 return Some(log_id);
             }
             let durable = |(_, slot): &(&u64, &Slot)| slot.end <= synced;
-            let entry = log.entries.range(..log_id.index).rev().find(durable);
-            match entry {
+            match log.entries.range(..=log_id.index).rev().find(durable) {
                 Some((_, slot)) => decode::<Entry>(&slot.bytes).ok().map(|entry| entry.log_id),
-                None => log.purged.as_ref().and_then(|(_, slot)| decode::<LogId>(&slot.bytes).ok()),
+                None => purged(),
             }
-        })
+        });
+        clamped.filter(|clamped| *clamped <= log_id)
     }
 
     fn is_leaders_append(&self, entries: &[Entry]) -> bool {
@@ -193,8 +204,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             return Ok(());
         }
         // openraft asks for this before the snapshot that makes it harmless is on disk.
-        let covered = |index: &Option<u64>| *index >= Some(log_id.index);
-        self.snapshot_index.wait_for(covered).await.map_err(write_error)?;
+        let decided = |now: &Covered| now.upto >= Some(log_id.index) || now.failed;
+        if self.covered.wait_for(decided).await.map_err(write_error)?.failed {
+            let error = std::io::Error::other("the snapshot that replaces the log was not written");
+            return Err(write_error(error));
+        }
         let at = self.wal.group(&self.group, |log| log.entries.get(&log_id.index).cloned());
         let agrees = match &at {
             Some(slot) => decode_slot::<Entry>(slot)?.log_id == log_id,

@@ -15,7 +15,7 @@ use openraft::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    log_store::LogStore,
+    log_store::{Covered, LogStore},
     snapshot_file::{Newest, SnapshotFiles},
     types::{
         Batch, BatchId, Entry, LogId, Member, SnapshotMeta, StorageError, StoredMembership,
@@ -58,7 +58,7 @@ pub(crate) struct Replica<M: Machine> {
     log: LogStore,
     files: SnapshotFiles,
     before_snapshot: Option<BeforeSnapshot>,
-    snapshot_index: Arc<watch::Sender<Option<u64>>>,
+    covered: Arc<watch::Sender<Covered>>,
     snapshot_wish: Arc<tokio::sync::Notify>,
     snapshot_every_bytes: u64,
     observer: mpsc::UnboundedSender<Applied<M>>,
@@ -72,7 +72,7 @@ impl<M: Machine> Clone for Replica<M> {
             log: self.log.clone(),
             files: self.files.clone(),
             before_snapshot: self.before_snapshot.clone(),
-            snapshot_index: Arc::clone(&self.snapshot_index),
+            covered: Arc::clone(&self.covered),
             snapshot_wish: Arc::clone(&self.snapshot_wish),
             snapshot_every_bytes: self.snapshot_every_bytes,
             observer: self.observer.clone(),
@@ -88,7 +88,7 @@ pub(crate) struct ReplicaParts<M: Machine> {
     pub log: LogStore,
     pub files: SnapshotFiles,
     pub before_snapshot: Option<BeforeSnapshot>,
-    pub snapshot_index: watch::Sender<Option<u64>>,
+    pub covered: watch::Sender<Covered>,
     pub snapshot_every_bytes: u64,
     pub observer: mpsc::UnboundedSender<Applied<M>>,
 }
@@ -99,7 +99,7 @@ impl<M: Machine> Replica<M> {
         if let Some(last) = last_applied {
             let _closed = parts.observer.send(Applied::Installed { index: last.index });
         }
-        parts.snapshot_index.send_replace(last_applied.map(|id| id.index));
+        parts.covered.send_modify(|now| now.upto = last_applied.map(|id| id.index));
         Self {
             replay_upto: parts.log.last_index(),
             state: Arc::new(Mutex::new(State {
@@ -113,7 +113,7 @@ impl<M: Machine> Replica<M> {
             log: parts.log,
             files: parts.files,
             before_snapshot: parts.before_snapshot,
-            snapshot_index: Arc::new(parts.snapshot_index),
+            covered: Arc::new(parts.covered),
             snapshot_wish: Arc::default(),
             snapshot_every_bytes: parts.snapshot_every_bytes,
             observer: parts.observer,
@@ -232,15 +232,12 @@ impl<M: Machine> Replica<M> {
         let failed = |error: std::io::Error| {
             StorageError::from(StorageIOError::write_snapshot(Some(meta.signature()), &error))
         };
-        self.files.write(meta.clone(), bytes).await.map_err(failed)?;
+        if let Err(error) = self.files.write(meta.clone(), bytes).await {
+            self.covered.send_modify(|now| now.failed = true);
+            return Err(failed(error));
+        }
         let index = meta.last_log_id.map(|id| id.index);
-        self.snapshot_index.send_if_modified(|now| {
-            let newer = index > *now;
-            if newer {
-                *now = index;
-            }
-            newer
-        });
+        self.covered.send_modify(|now| now.upto = now.upto.max(index));
         Ok(())
     }
 }
@@ -312,6 +309,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for Replica<M> {
     ) -> Result<(), StorageError> {
         let bytes = snapshot.into_inner();
         let machine = M::restore(&bytes).map_err(|why| {
+            self.covered.send_modify(|now| now.failed = true);
             let error = std::io::Error::other(why);
             StorageError::from(StorageIOError::read_snapshot(Some(meta.signature()), &error))
         })?;

@@ -92,6 +92,12 @@ pub fn simulate(seed: u64, history: impl Future<Output = ()>) {
         }
     }
     let _blame = Blame(seed);
+    // RUST_LOG shows what happened; quiet by default.
+    let _second = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .without_time()
+        .try_init();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)

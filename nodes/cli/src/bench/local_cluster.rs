@@ -187,6 +187,8 @@ fn folder(options: &Options) -> Result<TempDir, Failure> {
     let made = tempfile::Builder::new().prefix("callboard-bench-").tempdir_in(&parent);
     made.map_err(|error| {
         let parent = parent.display();
-        Failure::environment(format!("cannot make a folder in {parent}: {error}; name another with --dir"))
+        Failure::environment(format!(
+            "cannot make a folder in {parent}: {error}; name another with --dir"
+        ))
     })
 }

@@ -1,6 +1,7 @@
 //! `callboard bench`: measurements, each in its own file.
 
 pub mod cells;
+pub mod chaos;
 pub mod local_cluster;
 pub mod options;
 pub mod report;
@@ -52,7 +53,7 @@ pub trait Bench: Send + Sync {
 
 /// Every bench of this build.
 fn registry() -> Vec<Box<dyn Bench>> {
-    vec![Box::new(cells::Cells), Box::new(state::State)]
+    vec![Box::new(cells::Cells), Box::new(chaos::Chaos), Box::new(state::State)]
 }
 
 /// Runs a verb.

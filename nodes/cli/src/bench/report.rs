@@ -161,12 +161,8 @@ mod tests {
             Figure::held("roundtrip_received_over_zmq", 1.23456, "ratio", Bar::AtMost(2.0)),
             Figure::plain("fsync_p50_ms", 0.25, "ms"),
         ];
-        let machine = Machine {
-            cpu: "c".to_owned(),
-            cpus: 2,
-            os: "Linux 6".to_owned(),
-            build: "release",
-        };
+        let machine =
+            Machine { cpu: "c".to_owned(), cpus: 2, os: "Linux 6".to_owned(), build: "release" };
         let report = Report { bench: "cells", seed: 7, machine, figures };
         let expected = json!({
             "bench": "cells", "seed": 7,

@@ -106,6 +106,7 @@ impl Prepared {
             .collect();
         let mut options = BrokerOptions::new(self.data_dir.join("broker"), users);
         options.program = given(&self.config.broker_program).map(Path::to_owned);
+        options.host.clone_from(&self.config.broker_host);
         options.port = (self.config.broker_port != 0).then_some(self.config.broker_port);
         let broker = Broker::start(options).await.map_err(broker_failure)?;
         for (role, credentials) in &mut self.credentials {
@@ -140,9 +141,16 @@ impl Prepared {
             config: self.data_dir.join("cluster.toml"),
             python: self.python.clone(),
             founders: self.state.founders.clone(),
+            launcher: self.launcher(node),
             log: self.data_dir.join("logs").join(format!("{node}.log")),
         };
         self.nodes.iter().map(launch).collect()
+    }
+
+    /// The words before a node's command line.
+    fn launcher(&self, node: &NodeId) -> Vec<String> {
+        let words = self.config.node_launcher.split_whitespace();
+        words.map(|word| word.replace("{node}", node.as_str())).collect()
     }
 
     /// The credentials of an earlier run keep their password: running nodes use it.

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use callboard_agent::LAST_END_FILE;
 use callboard_client::Client;
 use callboard_policy::restart::{RestartDecision, RestartHistory, RestartPolicy};
 use callboard_protocol::{ActorKind, Incarnation, Subject, node::NodeExited};
@@ -158,6 +159,8 @@ impl Watcher {
             let node = &self.launch.node;
             self.shared.story.tell(&format!("{node} ended: {how}{}", self.last_words(&how)));
             let incarnation = incarnation(&self.launch.data_dir);
+            // The node's next life tells the cells that this one interrupted.
+            let _ = std::fs::write(self.launch.data_dir.join(LAST_END_FILE), &how);
             let exited = NodeExited { node: node.clone(), incarnation, how };
             let now_ms = u64::try_from(self.shared.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             let decision = history.on_exit(now_ms);

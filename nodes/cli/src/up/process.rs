@@ -1,6 +1,7 @@
 //! One node process: started here or adopted, watched, signalled.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     path::PathBuf,
@@ -36,6 +37,8 @@ pub(super) struct NodeLaunch {
     pub(super) python: PathBuf,
     /// The founders of the system group.
     pub(super) founders: Vec<NodeId>,
+    /// Words before its command line; what they start must become the node, not be its parent.
+    pub(super) launcher: Vec<String>,
     /// Where its stdout and stderr go.
     pub(super) log: PathBuf,
 }
@@ -64,7 +67,9 @@ impl NodeLaunch {
         let program = std::env::current_exe()
             .map_err(|error| Failure::environment(format!("cannot find myself: {error}")))?;
         let founders: Vec<&str> = self.founders.iter().map(NodeId::as_str).collect();
-        let child = Command::new(&program)
+        let mut words = self.launcher.iter().map(OsStr::new).chain([program.as_os_str()]);
+        let child = Command::new(words.next().unwrap_or(program.as_os_str()))
+            .args(words)
             .arg("node")
             .arg("--data")
             .arg(&self.data_dir)

@@ -30,7 +30,7 @@ impl Executor {
     /// Why this replica has to give up a term that bears its name.
     fn own_loss(&self, log: &KernelLog, term: Term, incarnation: Incarnation) -> Option<String> {
         if incarnation != self.identity.incarnation {
-            return Some("its executor was restarted".to_owned());
+            return Some(self.previous_end.clone());
         }
         let left = self.entered == Some(term) && !self.serves(term);
         debug_assert!(self.my_term(log) == Some(term));

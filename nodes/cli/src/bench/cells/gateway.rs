@@ -78,7 +78,10 @@ pub(super) async fn ensure_installed(python: &Path) -> Result<(), Failure> {
 
 async fn has_gateway(python: &Path) -> bool {
     let found = Command::new(python)
-        .args(["-c", "import importlib.util as u; raise SystemExit(u.find_spec('kernel_gateway') is None)"])
+        .args([
+            "-c",
+            "import importlib.util as u; raise SystemExit(u.find_spec('kernel_gateway') is None)",
+        ])
         .stderr(Stdio::null())
         .status();
     found.await.is_ok_and(|status| status.success())
@@ -100,7 +103,10 @@ impl Gateway {
         let fail = |why: String| {
             let log = std::fs::read_to_string(&log).unwrap_or_default();
             let last = log.lines().last().unwrap_or("it logged nothing");
-            Failure::new(Exit::Failed, format!("Jupyter Kernel Gateway: {why}; its log ends: {last}"))
+            Failure::new(
+                Exit::Failed,
+                format!("Jupyter Kernel Gateway: {why}; its log ends: {last}"),
+            )
         };
         let address = free_address().await.map_err(|error| fail(error.to_string()))?;
         let process = Process::spawn(python, address.port(), &log)

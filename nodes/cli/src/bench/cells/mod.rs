@@ -63,7 +63,9 @@ const CELL_WITHIN: Duration = Duration::from_secs(30);
 pub struct Cells;
 
 #[derive(Debug, Parser)]
-#[command(about = "Round trip of `x = 1`, side by side with plain ZeroMQ and Jupyter Kernel Gateway")]
+#[command(
+    about = "Round trip of `x = 1`, side by side with plain ZeroMQ and Jupyter Kernel Gateway"
+)]
 struct CellsArgs {
     #[command(flatten)]
     options: Options,
@@ -116,6 +118,36 @@ impl Side {
     }
 }
 
+/// How far a cell is, as its client sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// It has its place in the log.
+    Accepted,
+    /// Python has begun: its first output is here.
+    Started,
+    /// Its reply is here.
+    Replied,
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Started => "started",
+            Self::Replied => "replied",
+        }
+    }
+}
+
+/// How long a cell took.
+#[derive(Debug)]
+struct Times {
+    /// Until it was over.
+    whole_ms: f64,
+    /// Until each stage.
+    stages_ms: BTreeMap<Stage, f64>,
+}
+
 async fn run(context: &Context, args: &CellsArgs) -> Outcome {
     let options = &args.options;
     let python = find_python(options.python.as_deref().unwrap_or(Path::new("")))?;
@@ -139,16 +171,17 @@ async fn run(context: &Context, args: &CellsArgs) -> Outcome {
         order.shuffle(&mut rng);
         for side in order {
             for _ in 0..CELLS_PER_TURN {
-                let ms = sides.round_trip_ms(side).await?;
+                let times = sides.round_trip(side).await?;
                 if round >= ROUNDS_WARM_UP {
-                    measured.times_ms.entry(side).or_default().push(ms);
+                    measured.add(side, times);
                 }
             }
             sleep(TURN_PAUSE).await;
         }
         for _ in 0..SYNCS_PER_ROUND {
             let sampled = tokio::task::block_in_place(|| floor.sample_ms());
-            let ms = sampled.map_err(|error| Failure::environment(format!("cannot sync: {error}")))?;
+            let ms =
+                sampled.map_err(|error| Failure::environment(format!("cannot sync: {error}")))?;
             measured.fsync_ms.push(ms);
         }
     }
@@ -181,25 +214,34 @@ impl Sides {
     }
 
     /// Runs the cell on one side and returns how long it took.
-    async fn round_trip_ms(&mut self, side: Side) -> Result<f64, Failure> {
+    async fn round_trip(&mut self, side: Side) -> Result<Times, Failure> {
         let start = Instant::now();
+        let mut stages_ms = BTreeMap::new();
+        let mut reached = |stage| {
+            stages_ms.entry(stage).or_insert_with(|| ms_since(start));
+        };
         let reply = match side {
             Side::Zmq => {
                 let (request, msg_id) = plain_request();
                 self.plain.round_trip(request, &msg_id).await.map_err(|error| error.to_string())
             }
-            Side::Received => cell(&self.callboard, Level::Received).await,
-            Side::Durable => cell(&self.callboard, Level::Durable).await,
+            Side::Received => cell(&self.callboard, Level::Received, &mut reached).await,
+            Side::Durable => cell(&self.callboard, Level::Durable, &mut reached).await,
             Side::KernelGateway => {
                 let (request, msg_id) = plain_request();
                 self.gateway.round_trip(&request, &msg_id).await
             }
         };
-        let ms = start.elapsed().as_secs_f64() * 1000.0;
-        reply.and_then(|reply| check(&reply)).map(|()| ms).map_err(|why| {
+        let whole_ms = ms_since(start);
+        let times = Times { whole_ms, stages_ms };
+        reply.and_then(|reply| check(&reply)).map(|()| times).map_err(|why| {
             Failure::new(Exit::Failed, format!("a cell over {} failed: {why}", side.name()))
         })
     }
+}
+
+fn ms_since(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1000.0
 }
 
 fn plain_request() -> (JupyterMessage, String) {
@@ -207,22 +249,31 @@ fn plain_request() -> (JupyterMessage, String) {
     (execute_request(CODE, &msg_id, "bench", Level::Received), msg_id)
 }
 
-async fn cell(kernel: &KernelClient, level: Level) -> Result<JupyterMessage, String> {
+/// Runs the cell on Callboard; tells `reached` of each stage on its way.
+async fn cell(
+    kernel: &KernelClient,
+    level: Level,
+    reached: &mut (dyn FnMut(Stage) + Send),
+) -> Result<JupyterMessage, String> {
     let timeout = Some(CELL_WITHIN);
     let mut cell = kernel.execute(CODE, ExecuteOptions { level, timeout, ..Default::default() });
     let mut reply = None;
     while let Some(event) = cell.next().await {
         match event.map_err(|fault| fault.to_string())? {
             ExecuteEvent::Output(message, _) => {
-                if message.parse_header().is_ok_and(|header| header.msg_type == "execute_reply") {
+                let header = message.parse_header().map_err(|error| error.to_string())?;
+                if header.msg_type == "execute_reply" {
+                    reached(Stage::Replied);
                     reply = Some(message);
+                } else {
+                    reached(Stage::Started);
                 }
             }
             ExecuteEvent::Ended(end) if end.outcome == CellOutcome::Completed => {
                 return reply.ok_or_else(|| "it ended without a reply".to_owned());
             }
             ExecuteEvent::Ended(end) => return Err(format!("it ended as {:?}", end.outcome)),
-            ExecuteEvent::Accepted(_) => {}
+            ExecuteEvent::Accepted(_) => reached(Stage::Accepted),
             ExecuteEvent::Notice(text) => say(&text),
         }
     }
@@ -238,10 +289,18 @@ fn check(reply: &JupyterMessage) -> Result<(), String> {
 #[derive(Debug, Default)]
 struct Measured {
     times_ms: BTreeMap<Side, Vec<f64>>,
+    stages_ms: BTreeMap<(Side, Stage), Vec<f64>>,
     fsync_ms: Vec<f64>,
 }
 
 impl Measured {
+    fn add(&mut self, side: Side, times: Times) {
+        self.times_ms.entry(side).or_default().push(times.whole_ms);
+        for (stage, ms) in times.stages_ms {
+            self.stages_ms.entry((side, stage)).or_default().push(ms);
+        }
+    }
+
     fn figures(self) -> Vec<Figure> {
         let times: BTreeMap<Side, Samples> =
             self.times_ms.into_iter().map(|(side, times)| (side, Samples::new(times))).collect();
@@ -276,6 +335,10 @@ impl Measured {
                 figures.push(Figure::plain(name, samples.percentile(percent), "ms"));
             }
         }
+        for ((side, stage), times) in self.stages_ms {
+            let name = format!("{}_until_{}_p50_ms", side.name(), stage.name());
+            figures.push(Figure::plain(name, Samples::new(times).median(), "ms"));
+        }
         let count = times.values().map(Samples::len).min().unwrap_or(0);
         figures.push(Figure::plain("cells_per_side", count as f64, "count"));
         figures
@@ -294,7 +357,8 @@ mod tests {
             (Side::Durable, vec![13.0]),
             (Side::KernelGateway, vec![45.0, 46.0, 44.0]),
         ]);
-        let figures = Measured { times_ms, fsync_ms: vec![0.25] }.figures();
+        let stages_ms = BTreeMap::from([((Side::Durable, Stage::Accepted), vec![2.5])]);
+        let figures = Measured { times_ms, stages_ms, fsync_ms: vec![0.25] }.figures();
         let figure = |name: &str| figures.iter().find(|f| f.name == name).unwrap().clone();
         assert_eq!(figure("roundtrip_received_over_zmq").value, 2.0);
         assert_eq!(figure("roundtrip_received_over_zmq").holds, Some(true));
@@ -303,5 +367,6 @@ mod tests {
         assert_eq!(figure("kernel_gateway_over_durable").holds, Some(true));
         assert_eq!(figure("fsync_p50_ms").bar, None);
         assert_eq!(figure("zmq_p50_ms").value, 2.0);
+        assert_eq!(figure("durable_until_accepted_p50_ms").value, 2.5);
     }
 }

@@ -121,7 +121,11 @@ async fn run(context: &Context, args: &StateArgs) -> Outcome {
     let (mut seconds, mut failed) = (Vec::new(), 0_u32);
     while let Some((name, loss, result, took)) = trials.next().await {
         seconds.push(took.as_secs_f64());
-        let head = format!("[{}/{total}] {name} ({loss:?} lost, {:.1} s)", seconds.len(), took.as_secs_f64());
+        let head = format!(
+            "[{}/{total}] {name} ({loss:?} lost, {:.1} s)",
+            seconds.len(),
+            took.as_secs_f64()
+        );
         match result {
             Ok(()) => say(&format!("{head}: holds")),
             Err(why) => {

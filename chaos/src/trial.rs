@@ -1,0 +1,295 @@
+//! One trial: a kernel, a fault at a moment, the heal, the return of the kernel, the judgement.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use callboard_protocol::{
+    KernelId, NodeId,
+    control::StartKernel,
+    kernel::{KernelStatus, Level, ReplicaRole},
+};
+use nix::sys::signal::Signal;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{
+    checker::{Checker, Verdict},
+    cluster::Cluster,
+    error::ChaosError,
+    fault::{Struck, Target, signal},
+    history::{Entry, History},
+    plan::{Fault, Moment, Timings, Trial},
+    session::{InFlight, Sent, Session},
+    trigger::{ChunkWatch, MOMENT_WITHIN, idle_status, new_member},
+};
+
+/// How long a kernel and its nodes may take to be whole, at first and after a fault was healed.
+pub const WHOLE_WITHIN: Duration = Duration::from_secs(60);
+/// How long a kernel is left alone before an idle fault, so that it is idle and not just started.
+const IDLE_PAUSE: Duration = Duration::from_secs(2);
+/// How often a kernel is asked whether it is whole.
+const WHOLE_POLL: Duration = Duration::from_millis(100);
+/// Cells sent after the fault at most until one has a result.
+const CELLS_AFTER_MAX: usize = 10;
+/// What a cell makes so that chunks are pushed, in bytes.
+const CHUNK_BYTES: usize = 2 << 20;
+
+/// What a trial came to.
+#[derive(Debug, Clone)]
+pub struct TrialResult {
+    /// What was done to what.
+    pub struck: String,
+    /// How the cell under test ended.
+    pub cell: String,
+    /// From the fault to the next durable result, in seconds.
+    pub next_result_s: Option<f64>,
+    /// From the heal to the whole kernel, in seconds.
+    pub whole_s: f64,
+    /// What the checker found.
+    pub verdict: Verdict,
+}
+
+/// What trials of a run share.
+#[derive(Debug)]
+pub struct Stage<'a> {
+    /// The cluster.
+    pub cluster: &'a Cluster,
+    /// The judge.
+    pub checker: &'a Checker,
+    /// The trial's own folder.
+    pub folder: PathBuf,
+}
+
+impl Stage<'_> {
+    /// Makes the trial.
+    ///
+    /// # Errors
+    /// [`ChaosError`] if it could not be made to its end, the return of the kernel included.
+    pub async fn run(&self, number: u32, trial: &Trial) -> Result<TrialResult, ChaosError> {
+        fs::create_dir_all(&self.folder).map_err(ChaosError::io("make", &self.folder))?;
+        self.cluster.all_up(WHOLE_WITHIN).await?;
+        let kernel = KernelId::generate();
+        let name = Some(format!("chaos-{number}"));
+        let control = self.cluster.client().control();
+        let request = StartKernel { kernel, name, replicas: 3 };
+        control.start_kernel(&request).await.map_err(ChaosError::refused("start a kernel"))?;
+        let history = History::create(&self.folder.join("history.jsonl"))?;
+        history.record(&Entry::Trial {
+            what: trial.to_string(),
+            seed: trial.seed,
+            kernel: kernel.to_string(),
+        })?;
+        let mut session = Session::new(self.cluster, kernel, history);
+        self.whole(&session).await?;
+        let witness = self.folder.join("witness.txt");
+        let result = self.strike_and_heal(trial, &mut session, &witness).await?;
+        control.stop_kernel(kernel).await.map_err(ChaosError::refused("stop the kernel"))?;
+        Ok(result)
+    }
+
+    async fn strike_and_heal(
+        &self,
+        trial: &Trial,
+        session: &mut Session,
+        witness: &Path,
+    ) -> Result<TrialResult, ChaosError> {
+        let timings = trial.timings();
+        let python = session.prepare(witness).await?;
+        for _ in 0..timings.cells_before {
+            session.step().await?;
+        }
+        if trial.moment == Moment::Idle {
+            sleep(IDLE_PAUSE).await;
+        }
+        let status = self.status(session).await?;
+        let target = Target::find(self.cluster, trial.fault, &status, python).await?;
+        let (cell, struck) = self.strike(trial, &timings, session, &status, &target).await?;
+        let (at, what) = (struck.at, struck.what.clone());
+        session.history().record(&Entry::Struck { what: what.clone() })?;
+        let after = async {
+            let mut sent = vec![session.finish(cell).await?];
+            // More than planned if need be: the time to the next result is always measured.
+            let mut more = timings.cells_after;
+            while more > 0 || (next_result(&sent, at).is_none() && sent.len() < CELLS_AFTER_MAX) {
+                more = more.saturating_sub(1);
+                sent.push(session.step().await?);
+            }
+            Ok::<_, ChaosError>(sent)
+        };
+        let (sent, healed) = tokio::join!(after, struck.heal(self.cluster));
+        let (sent, ()) = (sent?, healed?);
+        session.history().record(&Entry::Healed)?;
+        let healed_at = Instant::now();
+        self.whole(session).await?;
+        self.cluster.all_up(WHOLE_WITHIN).await?;
+        session.history().record(&Entry::Whole)?;
+        let whole_s = healed_at.elapsed().as_secs_f64();
+        session.ask_again().await?;
+        session.read_final().await?;
+        let verdict = self
+            .checker
+            .judge(
+                session.history().path(),
+                witness,
+                &self.cluster.frontend_credentials(),
+                session.kernel().id(),
+            )
+            .await?;
+        let cell = serde_json::to_string(&sent[0].end.outcome).unwrap_or_default();
+        let next_result_s = next_result(&sent, at);
+        Ok(TrialResult { struck: what, cell, next_result_s, whole_s, verdict })
+    }
+
+    /// Sends the cell under test, waits for the moment, strikes.
+    async fn strike(
+        &self,
+        trial: &Trial,
+        timings: &Timings,
+        session: &mut Session,
+        status: &KernelStatus,
+        target: &Target,
+    ) -> Result<(InFlight, Struck), ChaosError> {
+        let sleeping = format!("time.sleep({:.3})\n", timings.cell.as_secs_f64());
+        let level = timings.level;
+        let mut cell = match trial.moment {
+            Moment::Idle => {
+                let struck = target.strike(self.cluster)?;
+                return Ok((session.begin("", "", Level::Durable)?, struck));
+            }
+            Moment::AfterAccept => {
+                let mut cell = session.begin("", &sleeping, level)?;
+                seen(&mut cell.accepted, "the acceptance of a cell").await?;
+                cell
+            }
+            Moment::WhileRunning => {
+                let work = format!("print('running', flush=True)\n{sleeping}");
+                let mut cell = session.begin("", &work, level)?;
+                seen(&mut cell.output, "the first output of a cell").await?;
+                cell
+            }
+            Moment::AfterChunks => {
+                let watch = ChunkWatch::begin(self.cluster, executor(status));
+                let make = format!("blob = os.urandom({CHUNK_BYTES})\n");
+                let cell = session.begin(&make, "", level)?;
+                watch.wait().await?;
+                cell
+            }
+            Moment::AfterCompleteBeforeReply => {
+                let events = session.kernel().events().await;
+                let events = events.map_err(|error| ChaosError::Command {
+                    command: "follow the kernel's events".to_owned(),
+                    why: error.to_string(),
+                })?;
+                let cell = session.begin("", "", level)?;
+                idle_status(events, &cell.msg_id).await?;
+                cell
+            }
+            Moment::DuringMembershipChange => {
+                self.change_members(trial.fault, session, status).await?;
+                session.begin("", &sleeping, level)?
+            }
+        };
+        sleep(timings.strike_delay).await;
+        let struck = target.strike(self.cluster);
+        cell.accepted.close();
+        Ok((cell, struck?))
+    }
+
+    /// Stops a standby's node until the control plane replaces its replica, then lets it go on.
+    async fn change_members(
+        &self,
+        fault: Fault,
+        session: &Session,
+        status: &KernelStatus,
+    ) -> Result<(), ChaosError> {
+        let strikes_leader = fault == Fault::KillLeaderNode;
+        let standby = status.replicas.iter().find(|it| {
+            it.role == ReplicaRole::Standby
+                && (!strikes_leader || Some(it.replica) != status.raft_leader)
+        });
+        let Some(standby) = standby else {
+            return Err(ChaosError::TooSlow {
+                what: "a standby to replace",
+                within_s: 0,
+                detail: format!(": {status:?}"),
+            });
+        };
+        let pid = self.cluster.node_pid(&standby.node).await?;
+        signal(pid, Signal::SIGSTOP)?;
+        let changed = new_member(self.cluster, session.kernel().id()).await;
+        signal(pid, Signal::SIGCONT)?;
+        changed
+    }
+
+    async fn status(&self, session: &Session) -> Result<KernelStatus, ChaosError> {
+        let until = Instant::now() + WHOLE_WITHIN;
+        loop {
+            match session.kernel().show().await {
+                Ok(status) if executor(&status).is_some() => return Ok(status),
+                Err(fault) if Instant::now() > until => {
+                    return Err(ChaosError::refused("look at the kernel")(fault));
+                }
+                Ok(status) if Instant::now() > until => {
+                    let detail = format!(": {status:?}");
+                    let within_s = WHOLE_WITHIN.as_secs();
+                    let what = "the return of an executor";
+                    return Err(ChaosError::TooSlow { what, within_s, detail });
+                }
+                Ok(_) | Err(_) => sleep(WHOLE_POLL).await,
+            }
+        }
+    }
+
+    /// Waits until the kernel has three replicas that all take part.
+    async fn whole(&self, session: &Session) -> Result<(), ChaosError> {
+        let until = Instant::now() + WHOLE_WITHIN;
+        loop {
+            let detail = match session.kernel().show().await {
+                Ok(status) if is_whole(&status) => return Ok(()),
+                Ok(status) => format!(": its replicas are {:?}", status.replicas),
+                Err(fault) => format!(": {fault}"),
+            };
+            if Instant::now() > until {
+                let what = "the return of all three replicas";
+                return Err(ChaosError::TooSlow { what, within_s: WHOLE_WITHIN.as_secs(), detail });
+            }
+            sleep(WHOLE_POLL).await;
+        }
+    }
+}
+
+fn is_whole(status: &KernelStatus) -> bool {
+    let takes_part = |role| matches!(role, ReplicaRole::Executor | ReplicaRole::Standby);
+    status.replicas.len() == 3 && status.replicas.iter().all(|it| takes_part(it.role))
+}
+
+fn executor(status: &KernelStatus) -> Option<&NodeId> {
+    let executor = status.replicas.iter().find(|it| it.role == ReplicaRole::Executor);
+    executor.map(|it| &it.node)
+}
+
+async fn seen(
+    moment: &mut tokio::sync::oneshot::Receiver<()>,
+    what: &'static str,
+) -> Result<(), ChaosError> {
+    let within_s = MOMENT_WITHIN.as_secs();
+    match timeout(MOMENT_WITHIN, moment).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(ChaosError::TooSlow {
+            what,
+            within_s,
+            detail: ": the cell ended before".to_owned(),
+        }),
+        Err(_) => Err(ChaosError::TooSlow { what, within_s, detail: String::new() }),
+    }
+}
+
+/// From the fault to the first durable result after it.
+fn next_result(sent: &[Sent], struck_at: Instant) -> Option<f64> {
+    sent.iter()
+        .filter(|it| it.level == Level::Durable && it.end.is_ok() && it.end.at > struck_at)
+        .map(|it| (it.end.at - struck_at).as_secs_f64())
+        .min_by(f64::total_cmp)
+}

@@ -1,0 +1,248 @@
+//! `callboard node`: from a data directory and credentials to a node at work, and back.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use callboard_kernel::{NodeContext, NodeStats, PythonConfig, python::unpack_package};
+use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_protocol::NodeId;
+use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, ReplicatorOptions};
+use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::Instant,
+};
+
+use crate::{
+    data_dir::{DataDir, MachineId, host_name},
+    error::NodeError,
+    kernel_replicas::KernelReplicas,
+    node::{NodeParts, NodeServices, RunningNode},
+    node_actor::Crash,
+    python::check_python,
+    replicas::ReplicaFactory,
+    sweep::sweep,
+};
+
+/// Pause between two attempts to reach the broker.
+const CONNECT_EVERY: Duration = Duration::from_secs(1);
+/// Pause before a Python that lacked something is looked at again.
+const PYTHON_CHECK_EVERY: Duration = Duration::from_secs(30);
+/// Time for the answer to a kill to leave before the process ends.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
+/// How a node is run.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    /// Its data directory.
+    pub data_dir: PathBuf,
+    /// Its id.
+    pub node: NodeId,
+    /// Its credentials for the bus.
+    pub credentials: Credentials,
+    /// The nodes that shall found the cluster if there is none; the same list on each of them.
+    pub bootstrap: Vec<NodeId>,
+    /// Whether to take over a data directory that was made on another machine.
+    pub adopt_directory: bool,
+    /// The Python that kernels run on.
+    pub python: PathBuf,
+    /// Longest time one capture of a session's state may take, in milliseconds.
+    pub capture_budget_ms: u64,
+    /// How long to wait for a broker that is down when the node starts.
+    pub broker_wait: Duration,
+    /// When the other nodes are suspected and given up.
+    pub failure: FailureConfig,
+    /// How fast repair may go.
+    pub repair: RepairLimits,
+    /// How it replicates.
+    pub replicator: ReplicatorOptions,
+}
+
+/// How a node's run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExitReason {
+    /// It was told to stop, and everything is on disk.
+    Stopped,
+    /// It must be started again, for this reason; what was acknowledged is safe.
+    RestartNeeded(String),
+}
+
+impl ExitReason {
+    /// Exit code of a node that was stopped.
+    pub const CODE_STOPPED: u8 = 0;
+    /// Exit code of a node that must be started again: that of `EX_TEMPFAIL` in sysexits.h.
+    pub const CODE_RESTART_NEEDED: u8 = 75;
+
+    /// The exit code of the process.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Stopped => Self::CODE_STOPPED,
+            Self::RestartNeeded(_) => Self::CODE_RESTART_NEEDED,
+        }
+    }
+}
+
+/// Runs a node until it is told to stop by SIGTERM or SIGINT, or must be started again.
+///
+/// # Errors
+/// [`NodeError`] if it cannot start.
+pub async fn run_node(options: NodeOptions) -> Result<ExitReason, NodeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(NodeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(NodeError::Signals)?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    tokio::pin!(stop);
+    let (python, python_problem) =
+        watch::channel(Some("its Python is still being checked".to_owned()));
+    let checking = tokio::spawn(watch_python(options.python.clone(), python));
+    let running = tokio::select! {
+        started = start(&options, python_problem) => started,
+        cause = &mut stop => {
+            tracing::info!(cause, "stopped while starting");
+            checking.abort();
+            return Ok(ExitReason::Stopped);
+        }
+    };
+    let reason = match running {
+        Ok(running) => {
+            tracing::info!(node = %options.node, "the node is at work");
+            tokio::select! {
+                cause = &mut stop => {
+                    tracing::info!(cause, "stopping");
+                    running.stop().await;
+                    Ok(ExitReason::Stopped)
+                }
+                why = running.failed() => {
+                    tracing::error!(%why, "this node must be started again");
+                    running.crash().await;
+                    Ok(ExitReason::RestartNeeded(why))
+                }
+            }
+        }
+        Err(error) => Err(error),
+    };
+    checking.abort();
+    reason
+}
+
+async fn start(
+    options: &NodeOptions,
+    python: watch::Receiver<Option<String>>,
+) -> Result<RunningNode, NodeError> {
+    let machine = MachineId::of_this_machine();
+    let dir = DataDir::open(&options.data_dir, &options.node, &machine, options.adopt_directory)?;
+    let dir = Arc::new(dir);
+    let incarnation = dir.begin_life()?;
+    let previous_end = dir.take_last_end();
+    tracing::info!(node = %options.node, disk = %dir.disk(), %incarnation, "starting");
+    let run_dir = dir.run_dir();
+    let swept =
+        sweep(&run_dir).map_err(|source| NodeError::Sweep { path: run_dir.clone(), source })?;
+    if !swept.processes.is_empty() {
+        tracing::warn!(processes = ?swept.processes, "ended what a former life left behind");
+    }
+    let lanes = connect(options).await?;
+    let chunks = ChunkStore::open(&dir.root().join("chunks"))?;
+    let cluster = options.credentials.cluster.clone();
+    let exchange =
+        ChunkExchange::serve(lanes.bulk.clone(), cluster, options.node.clone(), chunks.clone())
+            .await?;
+    let package_dir = unpack_package(&dir.root().join("python"))
+        .map_err(|error| NodeError::Package(error.to_string()))?;
+    let parts = NodeParts {
+        cluster: options.credentials.cluster.clone(),
+        node: options.node.clone(),
+        bootstrap: options.bootstrap.clone(),
+        dir: dir.clone(),
+        incarnation,
+        host: host_name(),
+        lanes: lanes.clone(),
+        disk: Arc::new(RealDisk::new(dir.root())),
+        replicator: options.replicator.clone(),
+        failure: options.failure,
+        repair: options.repair,
+        python,
+        crash: crash_by_signal(),
+        seed: dir.disk().0.as_u64_pair().1 ^ incarnation.0,
+    };
+    let make_factory = |services: &NodeServices| {
+        let context = NodeContext {
+            cluster: options.credentials.cluster.clone(),
+            node: options.node.clone(),
+            incarnation,
+            previous_end: previous_end.clone(),
+            lanes,
+            replicator: services.replicator.clone(),
+            chunks,
+            exchange,
+            python: PythonConfig {
+                program: options.python.clone(),
+                package_dir,
+                capture_budget_ms: options.capture_budget_ms,
+            },
+            run_dir,
+            nodes: services.nodes.clone(),
+            stats: Arc::new(NodeStats::default()),
+        };
+        Ok(Arc::new(KernelReplicas::new(Arc::new(context))) as Arc<dyn ReplicaFactory>)
+    };
+    RunningNode::start(parts, make_factory).await
+}
+
+/// Three connections of the node's user; waits for a broker that is down.
+async fn connect(options: &NodeOptions) -> Result<Lanes, NodeError> {
+    let nats = NatsOptions::new(&options.credentials, options.node.to_string());
+    let began = Instant::now();
+    loop {
+        match NatsBus::connect_lanes(&nats).await {
+            Ok(lanes) => return Ok(lanes),
+            Err(last @ ConnectError::Unreachable { .. }) => {
+                let waited = began.elapsed();
+                if waited >= options.broker_wait {
+                    return Err(NodeError::NoBroker { last, waited_s: waited.as_secs() });
+                }
+                let left_s = (options.broker_wait - waited).as_secs();
+                tracing::warn!(%last, left_s, "waiting for the broker");
+            }
+            Err(error) => return Err(NodeError::Connect(error)),
+        }
+        tokio::time::sleep(CONNECT_EVERY).await;
+    }
+}
+
+/// Looks at Python now, and again for as long as it lacks something.
+async fn watch_python(program: PathBuf, problem: watch::Sender<Option<String>>) {
+    loop {
+        let found = check_python(&program).await;
+        if let Some(found) = &found {
+            tracing::warn!(problem = %found, "this node gets no replicas");
+        }
+        let is_well = found.is_none();
+        problem.send_replace(found);
+        if is_well {
+            return;
+        }
+        tokio::time::sleep(PYTHON_CHECK_EVERY).await;
+    }
+}
+
+/// Kills this very process, once the answer to whoever asked for it had time to leave.
+fn crash_by_signal() -> Crash {
+    Arc::new(|| {
+        tokio::spawn(async {
+            tokio::time::sleep(LAST_WORDS).await;
+            if let Err(error) = kill(Pid::this(), Signal::SIGKILL) {
+                tracing::error!(%error, "cannot kill this process");
+            }
+        });
+    })
+}
