@@ -4,6 +4,7 @@
 //! [`Replica`] is the actor. The rules it follows are pure and live in
 //! `callboard_policy::terms`; this crate carries them out: bus, log, chunks, Python.
 
+mod aborted;
 mod cell_traces;
 mod machine;
 mod publisher;

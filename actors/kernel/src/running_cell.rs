@@ -45,6 +45,8 @@ pub(crate) struct RunningCell {
     pub(crate) seq: Seq,
     pub(crate) msg_id: String,
     pub(crate) level: Level,
+    /// Whether the cells behind it are to be aborted if it raises.
+    pub(crate) stops_on_error: bool,
     expects_reply: bool,
     has_replied: bool,
     reply: Option<JupyterMessage>,
@@ -80,6 +82,7 @@ impl RunningCell {
             seq,
             msg_id,
             level,
+            stops_on_error: false,
             has_replied: false,
             reply: None,
             is_idle: false,

@@ -347,3 +347,28 @@ async fn a_lost_member_is_replaced_by_one_that_has_everything() {
     cluster.kill_node(second).await;
     assert_eq!(value(&client, "int(big[-1])").await, "299999");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cells_behind_one_that_raises_are_not_run() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "done = []").await;
+    let codes = ["import time; time.sleep(1); 1/0", "done.append(1)", "done.append(2)"];
+    let mut cells = Vec::new();
+    for code in codes {
+        let timeout = Some(DEADLINE);
+        let mut cell =
+            client.execute(code, ExecuteOptions { timeout, ..ExecuteOptions::default() });
+        // The next one is sent once this one has its place.
+        while !matches!(cell.next().await, Some(Ok(ExecuteEvent::Accepted(_)))) {}
+        cells.push(cell);
+    }
+    for mut cell in cells {
+        while let Some(event) = cell.next().await {
+            if let ExecuteEvent::Ended(end) = event.unwrap() {
+                assert_eq!(end.outcome, CellOutcome::Completed);
+            }
+        }
+    }
+    assert_eq!(value(&client, "done").await, "[]");
+}

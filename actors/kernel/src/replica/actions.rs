@@ -2,13 +2,14 @@
 
 use callboard_policy::terms::{Action, Entry, Input, PendingCell};
 use callboard_protocol::{
-    Fault, Term,
+    Fault, Seq, Term,
     jupyter::JupyterMessage,
     kernel::{Accepted, CellEnd},
 };
 
 use super::{Internal, ReplicaState, tell};
 use crate::{
+    aborted,
     python::{PythonEvent, PythonProcess},
     running_cell::{PlacedOutput, RunningCell},
     state::{self, Packer},
@@ -81,9 +82,18 @@ impl ReplicaState {
         // Events of a former life are not listened to.
         self.python_life += 1;
         self.python = None;
+        self.forget_cells();
+    }
+
+    /// Drops what the Python process that is gone was doing.
+    fn forget_cells(&mut self) {
         self.set_cell(None);
         self.held_replies.clear();
         self.traces.clear();
+        self.abort_through = Seq::default();
+        if let Some(spreading) = self.spreading.take() {
+            spreading.abort();
+        }
     }
 
     /// Reads the state of the base and hands it to the Python process.
@@ -132,16 +142,23 @@ impl ReplicaState {
                 return;
             }
         };
-        let expects_reply =
+        let is_execute =
             message.parse_header().is_ok_and(|header| header.msg_type == "execute_request");
         self.traces.started(&cell.msg_id, cell.seq);
-        self.set_cell(Some(RunningCell::new(
-            term,
-            cell.seq,
-            cell.msg_id,
-            cell.level,
-            expects_reply,
-        )));
+        let (seq, msg_id) = (cell.seq, cell.msg_id.clone());
+        let mut running = RunningCell::new(term, cell.seq, cell.msg_id, cell.level, is_execute);
+        running.stops_on_error = is_execute && aborted::stops_on_error(&message);
+        self.set_cell(Some(running));
+        if is_execute && seq <= self.abort_through {
+            let captured = self.read(|log| aborted::nothing_changed(log, msg_id));
+            if let Some(cell) = &mut self.cell {
+                cell.captured(captured);
+            }
+            for message in aborted::aborted(self.args.spec.kernel, &message) {
+                self.from_kernel(message);
+            }
+            return;
+        }
         if let Some(python) = &self.python {
             python.send(message);
         }
@@ -180,7 +197,7 @@ impl ReplicaState {
         }
         let (context, me, peers) = (self.args.context.clone(), self.me.clone(), self.peers());
         let (owner, majority) = (self.args.spec.owner.clone(), self.majority());
-        self.tasks.push(tokio::spawn(async move {
+        self.spreading = Some(tokio::spawn(async move {
             super::chunks::spread(&context, &owner, &peers, majority, chunks).await;
             tell(&me, Internal::Stored(cell.term, cell.seq, outputs, Box::new(delta)));
         }));
@@ -208,8 +225,7 @@ impl ReplicaState {
     /// Ends the process by hand; the machine learns of it as of any other end.
     pub(super) fn python_gone(&mut self, event: &PythonEvent) {
         self.python = None;
-        self.set_cell(None);
-        self.held_replies.clear();
+        self.forget_cells();
         let node = &self.args.context.node;
         let how = match event {
             PythonEvent::NotReady(error) => {

@@ -124,6 +124,8 @@ pub struct ReplicaState {
     cell: Option<RunningCell>,
     numbers: OutputNumbers,
     held_replies: BTreeMap<Seq, PlacedOutput>,
+    abort_through: Seq,
+    spreading: Option<JoinHandle<()>>,
     askers: HashMap<String, (Instant, Vec<ReplyTo>)>,
     traces: CellTraces,
     chunk_keeper: chunks::ChunkKeeper,
@@ -280,6 +282,8 @@ impl ReplicaState {
             cell: None,
             numbers: OutputNumbers::default(),
             held_replies: BTreeMap::new(),
+            abort_through: Seq::default(),
+            spreading: None,
             askers: HashMap::new(),
             traces: CellTraces::default(),
             chunk_keeper,
@@ -419,6 +423,7 @@ impl ReplicaState {
         }
         self.step(Input::Tick);
         self.drive_membership();
+        self.tasks.retain(|task| !task.is_finished());
         self.askers.retain(|_, (since, _)| since.elapsed() < REQUEST_KEPT);
         let group = &self.group;
         self.traces.retain(|msg_id, age| {

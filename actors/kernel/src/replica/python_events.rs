@@ -9,6 +9,7 @@ use callboard_protocol::{
 
 use super::ReplicaState;
 use crate::{
+    aborted,
     python::PythonEvent,
     running_cell::{IopubKind, PlacedOutput, classify},
 };
@@ -52,7 +53,7 @@ impl ReplicaState {
         }
     }
 
-    fn from_kernel(&mut self, message: JupyterMessage) {
+    pub(super) fn from_kernel(&mut self, message: JupyterMessage) {
         let Some(term) = self.serving_term() else { return };
         match message.channel {
             Channel::Iopub => self.from_iopub(term, message),
@@ -93,6 +94,9 @@ impl ReplicaState {
             self.publisher.emitted(&message, None);
             return;
         };
+        if cell.stops_on_error && aborted::has_raised(&message) {
+            self.abort_through = self.group.read(|machine| machine.log().accepted());
+        }
         if cell.level == Level::Received {
             let place = self.numbers.next(term, cell.seq);
             cell.output(PlacedOutput { place, message: message.clone() });
