@@ -162,6 +162,9 @@ pub async fn run(
     if let Some(cluster) = run.cluster.take() {
         cluster.stop().await;
     }
+    if ended.is_err() {
+        say(&format!("what was done until then is in {}", run.folder.display()));
+    }
     ended?;
     let refused_faults: Vec<Fault> = run.refused.iter().map(|(fault, _)| *fault).collect();
     let mut report = Report {

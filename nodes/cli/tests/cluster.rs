@@ -2,6 +2,12 @@
 //!
 //! Needs the project's Python environment: `make setup`. Reproduce one test with
 //! `cargo test -p callboard-cli --test cluster NAME`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
@@ -68,7 +74,7 @@ fn what_does_not_exist_is_named_with_a_next_step() {
 
 #[test]
 fn what_is_in_use_is_refused_and_nothing_is_lost() {
-    let mut cluster = Cluster::start(&[]);
+    let cluster = Cluster::start(&[]);
     cluster.start_kernel("k");
     cluster.exec("k", "x = 1").prints("");
     let second = cluster.up_that_fails(&[]);

@@ -155,7 +155,7 @@ impl ReplicaState {
                 cell.captured(captured);
             }
             for message in aborted::aborted(self.args.spec.kernel, &message) {
-                self.from_kernel(message);
+                self.heard(message);
             }
             return;
         }

@@ -141,6 +141,12 @@ impl ReplicaState {
         let Some(change) = next_change(&self.args.spec, &metrics.members, &caught_up) else {
             return;
         };
+        if let Step::SetVoters(voters) = &change
+            && self.runs_on_someone_outside(voters)
+        {
+            // It is looked at again at the next tick.
+            return;
+        }
         self.changing_members = true;
         tracing::info!(kernel = %self.args.spec.kernel, ?change, "changing members");
         let (group, me) = (self.group.clone(), self.me.clone());
@@ -176,6 +182,16 @@ impl ReplicaState {
 }
 
 impl ReplicaState {
+    /// Whether a replica that would no longer vote is at a cell: it is removed when it is idle.
+    fn runs_on_someone_outside(&self, voters: &BTreeSet<ReplicaId>) -> bool {
+        self.read(|log| {
+            let Some(open) = log.open_term() else { return false };
+            let is_at_work =
+                log.pending().front().is_some_and(|cell| cell.grant == Some(open.term));
+            is_at_work && !voters.contains(&open.replica) && !self.executor.suspects(open.replica)
+        })
+    }
+
     /// Tells the control plane of a change; said again until the entry shows it.
     fn report(&mut self, replica: ReplicaId, change: MemberChange) {
         self.changing_members = true;

@@ -11,6 +11,7 @@ mod chunks;
 mod membership;
 mod python_events;
 mod queries;
+mod starting;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,13 +20,10 @@ use std::{
 };
 
 use callboard_policy::terms::{
-    Applied, Entry, Executor, Identity, Input, KernelLog, LoggedOutput, StateDelta,
+    Applied, Entry, Executor, Input, KernelLog, LoggedOutput, StateDelta,
 };
-use callboard_protocol::{
-    ActorKind, GroupId, Incarnation, NodeId, Seq, SubjectPattern, Term,
-    control::{KernelSpec, Standing},
-};
-use callboard_replicated::{Applied as GroupEvent, Group, GroupOptions, ProposeError};
+use callboard_protocol::{NodeId, Seq, Term, control::KernelSpec};
+use callboard_replicated::{Applied as GroupEvent, Group, ProposeError};
 use callboard_transport::{Message, ReplyTo};
 use futures::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -40,8 +38,6 @@ use crate::{
     running_cell::{OutputNumbers, PlacedOutput, RunningCell},
 };
 
-/// How often time-driven decisions are looked at again.
-const TICK: Duration = Duration::from_millis(100);
 /// Shortest and longest pause between failed starts of Python.
 const PYTHON_PAUSE_MIN: Duration = Duration::from_millis(250);
 const PYTHON_PAUSE_MAX: Duration = Duration::from_secs(15);
@@ -100,8 +96,6 @@ pub enum Internal {
     Tick,
 }
 
-/// Version of a kernel's entry until its members first change.
-const FIRST_VERSION: u64 = 1;
 /// How long a request that nobody ordered is remembered; its sender has resent it by then.
 const REQUEST_KEPT: Duration = Duration::from_secs(15);
 
@@ -182,123 +176,6 @@ impl Actor for Replica {
 }
 
 impl ReplicaState {
-    async fn start(me: ActorRef<ReplicaMsg>, args: ReplicaArgs) -> anyhow::Result<Self> {
-        let context = &args.context;
-        let kernel = args.spec.kernel;
-        let founders = args
-            .spec
-            .replicas
-            .iter()
-            .filter(|(_, r)| matches!(r.standing, Standing::Founder | Standing::Leaver));
-        // Once the entry has changed, the group exists: a founder that comes late is let in by it.
-        let is_founder = args.spec.version == FIRST_VERSION
-            && args
-                .spec
-                .replicas
-                .get(&args.replica)
-                .is_some_and(|replica| replica.standing == Standing::Founder);
-        let found =
-            is_founder.then(|| founders.map(|(id, replica)| (*id, replica.node.clone())).collect());
-        let (group, mut events) = context
-            .replicator
-            .open_group(
-                GroupId::from(kernel),
-                args.replica,
-                GroupOptions { found, ..GroupOptions::new(KernelMachine::default()) },
-            )
-            .await?;
-        let pattern = SubjectPattern::Verbs {
-            cluster: context.cluster.clone(),
-            kind: ActorKind::Kernel,
-            id: kernel.to_string(),
-        };
-        let mut requests = context.lanes.control.subscribe(&pattern).await?;
-        let own = SubjectPattern::Verbs {
-            cluster: context.cluster.clone(),
-            kind: ActorKind::Replica,
-            id: format!("{kernel}-{}", args.replica),
-        };
-        let mut own_requests = context.lanes.control.subscribe(&own).await?;
-        let life = context.stats.replica_lives.fetch_add(1, Ordering::Relaxed);
-        let incarnation = Incarnation((context.incarnation.0 << 24) + life);
-        let mut tasks = Vec::new();
-        let to = me.clone();
-        tasks.push(tokio::spawn(async move {
-            while let Some(event) = events.recv().await {
-                tell(&to, Internal::Group(event));
-            }
-        }));
-        let to = me.clone();
-        tasks.push(tokio::spawn(async move {
-            while let Some(message) = requests.next().await {
-                tell(&to, Internal::Bus(Box::new(message)));
-            }
-        }));
-        let to = me.clone();
-        tasks.push(tokio::spawn(async move {
-            while let Some(message) = own_requests.next().await {
-                tell(&to, Internal::OwnBus(Box::new(message)));
-            }
-        }));
-        let (to, mut nodes) = (me.clone(), context.nodes.clone());
-        tasks.push(tokio::spawn(async move {
-            while nodes.changed().await.is_ok() {
-                tell(&to, Internal::Nodes);
-            }
-        }));
-        let (to, mut leader) = (me.clone(), group.leader());
-        tasks.push(tokio::spawn(async move {
-            while leader.changed().await.is_ok() {
-                tell(&to, Internal::Membership);
-            }
-        }));
-        let to = me.clone();
-        tasks.push(tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(TICK);
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                ticks.tick().await;
-                tell(&to, Internal::Tick);
-            }
-        }));
-        let publisher = Publisher::start(
-            context.lanes.control.clone(),
-            context.cluster.clone(),
-            kernel,
-            args.spec.owner.clone(),
-        );
-        let chunk_keeper = chunks::ChunkKeeper::start(&args, group.clone(), me.clone());
-        let mut executor = Executor::new(Identity { replica: args.replica, incarnation });
-        if let Some(previous_end) = &context.previous_end {
-            executor = executor.after(previous_end.clone());
-        }
-        let mut state = Self {
-            executor,
-            started: Instant::now(),
-            publisher,
-            python: None,
-            python_life: 0,
-            python_failures: 0,
-            cell: None,
-            numbers: OutputNumbers::default(),
-            held_replies: BTreeMap::new(),
-            abort_through: Seq::default(),
-            spreading: None,
-            askers: HashMap::new(),
-            traces: CellTraces::default(),
-            chunk_keeper,
-            base_readable: false,
-            changing_members: false,
-            tasks,
-            args,
-            me,
-            group,
-        };
-        state.nodes_changed();
-        state.membership_changed();
-        Ok(state)
-    }
-
     fn internal(&mut self, internal: Internal) {
         match internal {
             Internal::Bus(message) => self.asked(*message),

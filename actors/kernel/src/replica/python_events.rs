@@ -22,7 +22,7 @@ impl ReplicaState {
                 tracing::debug!(python = %hello.python, "Python is warm");
                 self.step(Input::PythonWarm);
             }
-            PythonEvent::Jupyter(message) => self.from_kernel(message),
+            PythonEvent::Jupyter(message) => self.heard(message),
             PythonEvent::Captured(captured) => {
                 if let Some(cell) = &mut self.cell
                     && cell.msg_id == captured.msg_id
@@ -53,16 +53,16 @@ impl ReplicaState {
         }
     }
 
-    pub(super) fn from_kernel(&mut self, message: JupyterMessage) {
+    pub(super) fn heard(&mut self, message: JupyterMessage) {
         let Some(term) = self.serving_term() else { return };
         match message.channel {
-            Channel::Iopub => self.from_iopub(term, message),
+            Channel::Iopub => self.heard_iopub(term, message),
             Channel::Shell => self.reply(term, message),
             Channel::Control | Channel::Stdin => self.publisher.emitted(&message, None),
         }
     }
 
-    fn from_iopub(&mut self, term: Term, message: JupyterMessage) {
+    fn heard_iopub(&mut self, term: Term, message: JupyterMessage) {
         let kind = classify(&message);
         let seq = self.cell.as_ref().filter(|cell| cell.caused(&message)).map(|cell| cell.seq);
         if kind != IopubKind::Output {

@@ -104,6 +104,12 @@ impl Executor {
         Self { previous_end, ..self }
     }
 
+    /// Whether `replica` cannot be counted on.
+    #[must_use]
+    pub fn suspects(&self, replica: ReplicaId) -> bool {
+        self.suspects.contains_key(&replica)
+    }
+
     /// How far the Python process is.
     #[must_use]
     pub fn python(&self) -> PythonPhase {

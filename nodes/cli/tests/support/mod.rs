@@ -22,15 +22,15 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// What a command printed and how it ended.
 #[derive(Debug)]
-pub struct Ran {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
     /// Fails unless the command ended well and printed exactly this.
-    pub fn prints(&self, expected: &str) {
+    pub(crate) fn prints(&self, expected: &str) {
         assert_eq!(self.code, 0, "{self:?}");
         assert_eq!(self.stdout, expected, "{self:?}");
     }
@@ -45,7 +45,7 @@ fn binary() -> Command {
 }
 
 /// Runs the binary in `directory` and waits for it.
-pub fn run_in(directory: &Path, args: &[&str]) -> Ran {
+pub(crate) fn run_in(directory: &Path, args: &[&str]) -> Ran {
     let output = binary().current_dir(directory).args(args).output().unwrap();
     Ran {
         code: output.status.code().unwrap_or(-1),
@@ -54,7 +54,7 @@ pub fn run_in(directory: &Path, args: &[&str]) -> Ran {
     }
 }
 
-pub fn make_executable(path: &Path) {
+pub(crate) fn make_executable(path: &Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
@@ -71,20 +71,20 @@ fn kill_pid(pid: i32) {
 }
 
 /// A running `kernel exec`.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     stdout: BufReader<std::process::ChildStdout>,
 }
 
 impl Running {
     /// Waits for the cell's first line of output.
-    pub fn wait_for_output(&mut self, line: &str) {
+    pub(crate) fn wait_for_output(&mut self, line: &str) {
         let mut first = String::new();
         self.stdout.read_line(&mut first).unwrap();
         assert_eq!(first.trim_end(), line);
     }
 
-    pub fn finish(mut self) -> Ran {
+    pub(crate) fn finish(mut self) -> Ran {
         let (mut stdout, mut stderr) = (String::new(), String::new());
         self.stdout.read_to_string(&mut stdout).unwrap();
         self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
@@ -94,25 +94,25 @@ impl Running {
 }
 
 /// A cluster in a temporary directory.
-pub struct Cluster {
+pub(crate) struct Cluster {
     directory: tempfile::TempDir,
     up: Option<Child>,
 }
 
 impl Cluster {
     /// Starts three nodes; `args` go to `up`.
-    pub fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         let mut cluster = Self { directory: tempfile::tempdir().unwrap(), up: None };
         cluster.up(args);
         cluster
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
     /// Starts `up` and waits until it says that the cluster is ready.
-    pub fn up(&mut self, args: &[&str]) {
+    pub(crate) fn up(&mut self, args: &[&str]) {
         let mut child = binary()
             .current_dir(self.directory.path())
             .args(["up", "--data", "data"])
@@ -140,7 +140,7 @@ impl Cluster {
     }
 
     /// Runs a second `up` that is expected to end by itself.
-    pub fn up_that_fails(&self, args: &[&str]) -> Ran {
+    pub(crate) fn up_that_fails(&self, args: &[&str]) -> Ran {
         let all: Vec<&str> = ["up", "--data", "data"].iter().chain(args).copied().collect();
         run_in(self.directory.path(), &all)
     }
@@ -150,27 +150,27 @@ impl Cluster {
     }
 
     /// Runs a verb against this cluster.
-    pub fn run(&self, args: &[&str]) -> Ran {
+    pub(crate) fn run(&self, args: &[&str]) -> Ran {
         let context = self.context();
         let all: Vec<&str> =
             ["--context", context.to_str().unwrap()].iter().chain(args).copied().collect();
         run_in(self.directory.path(), &all)
     }
 
-    pub fn start_kernel(&self, name: &str) {
+    pub(crate) fn start_kernel(&self, name: &str) {
         let ran = self.run(&["kernel", "start", "--name", name, "--wait"]);
         assert_eq!(ran.code, 0, "{ran:?}");
     }
 
     /// Runs a cell; code goes through standard input's place, a file, so that it may be long.
-    pub fn exec(&self, kernel: &str, code: &str) -> Ran {
+    pub(crate) fn exec(&self, kernel: &str, code: &str) -> Ran {
         let file = self.directory.path().join("cell.py");
         std::fs::write(&file, code).unwrap();
         self.run(&["kernel", "exec", kernel, "--file", file.to_str().unwrap()])
     }
 
     /// Starts a cell.
-    pub fn spawn_exec(&self, kernel: &str, code: &str) -> Running {
+    pub(crate) fn spawn_exec(&self, kernel: &str, code: &str) -> Running {
         let mut child = binary()
             .current_dir(self.directory.path())
             .arg("--context")
@@ -184,7 +184,7 @@ impl Cluster {
         Running { child, stdout }
     }
 
-    pub fn show(&self, kernel: &str) -> Value {
+    pub(crate) fn show(&self, kernel: &str) -> Value {
         let mut shown = Value::Null;
         wait_until("the kernel answers and has an executor", || {
             let ran = self.run(&["kernel", "show", kernel, "--output", "json"]);
@@ -195,7 +195,7 @@ impl Cluster {
     }
 
     /// Waits until every wanted replica is there and none lags.
-    pub fn wait_whole(&self, kernel: &str) {
+    pub(crate) fn wait_whole(&self, kernel: &str) {
         wait_until("the kernel is whole", || {
             let shown = self.show(kernel);
             let replicas = shown["status"]["replicas"].as_array().cloned().unwrap_or_default();
@@ -215,12 +215,12 @@ impl Cluster {
         listed["nodes"].as_array().unwrap().iter().map(|n| (name(n), pid(n))).collect()
     }
 
-    pub fn node_pids(&self) -> Vec<(String, i32)> {
+    pub(crate) fn node_pids(&self) -> Vec<(String, i32)> {
         self.nodes()
     }
 
     /// SIGKILL for one node's process.
-    pub fn kill_node(&self, node: &str) {
+    pub(crate) fn kill_node(&self, node: &str) {
         let nodes = self.nodes();
         let (_, pid) = nodes.iter().find(|(name, _)| name == node).unwrap();
         kill_pid(*pid);
@@ -232,19 +232,19 @@ impl Cluster {
         i32::try_from(broker["pid"].as_i64().unwrap()).unwrap()
     }
 
-    pub fn kill_broker(&self) {
+    pub(crate) fn kill_broker(&self) {
         kill_pid(self.broker_pid());
     }
 
     /// SIGKILL for `up` alone.
-    pub fn kill_up(&mut self) {
+    pub(crate) fn kill_up(&mut self) {
         let mut up = self.up.take().unwrap();
         up.kill().unwrap();
         up.wait().unwrap();
     }
 
     /// SIGKILL for `up`, every node and the broker.
-    pub fn kill_everything(&mut self) {
+    pub(crate) fn kill_everything(&mut self) {
         let nodes = self.nodes();
         let broker = self.broker_pid();
         self.kill_up();
@@ -255,7 +255,7 @@ impl Cluster {
     }
 
     /// Stops the cluster in order.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         if let Some(mut up) = self.up.take() {
             let pid = Pid::from_raw(i32::try_from(up.id()).unwrap());
             kill(pid, Signal::SIGTERM).unwrap();
@@ -264,7 +264,7 @@ impl Cluster {
     }
 
     /// Sends bytes to a verb of a kernel and returns the answer.
-    pub fn request_raw(&self, kernel: &str, verb: &str, body: Vec<u8>) -> String {
+    pub(crate) fn request_raw(&self, kernel: &str, verb: &str, body: Vec<u8>) -> String {
         let id = self.show(kernel)["spec"]["kernel"].as_str().unwrap().to_owned();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {

@@ -47,6 +47,9 @@ const CODE: &str = "x = 1";
 /// Rounds of a full and of a quick run.
 const ROUNDS: u32 = 60;
 const ROUNDS_QUICK: u32 = 20;
+/// A quick run measures no longer than this, however slow the machine: its figures say how many
+/// cells stand behind them.
+const QUICK_MEASURES_FOR: Duration = Duration::from_secs(50);
 /// Rounds before those that count: caches fill, interpreters specialise.
 const ROUNDS_WARM_UP: u32 = 5;
 /// Cells per side and round.
@@ -166,7 +169,12 @@ async fn run(context: &Context, args: &CellsArgs) -> Outcome {
     ));
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut measured = Measured::default();
+    let start = Instant::now();
     for round in 0..ROUNDS_WARM_UP + rounds {
+        if options.quick && round > ROUNDS_WARM_UP && start.elapsed() > QUICK_MEASURES_FOR {
+            say(&format!("stopped after {} rounds: the machine is slow", round - ROUNDS_WARM_UP));
+            break;
+        }
         let mut order = Side::ALL;
         order.shuffle(&mut rng);
         for side in order {
