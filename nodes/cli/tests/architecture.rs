@@ -1,4 +1,10 @@
 //! ARCHITECTURE.md lists who may depend on whom; this test holds the workspace to it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

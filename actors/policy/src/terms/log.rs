@@ -322,10 +322,10 @@ impl KernelLog {
         &self.refused
     }
 
-    /// The kernel's execution count.
+    /// Number that Python gives the next cell; a session that has run none starts at 1.
     #[must_use]
     pub fn execution_count(&self) -> u64 {
-        self.execution_count
+        self.execution_count.max(1)
     }
 
     /// Whether an output came to the log: it is kept, or was dropped since.

@@ -86,6 +86,11 @@ fn interrupted(applied: Applied) -> Vec<u64> {
 }
 
 #[test]
+fn the_first_cell_of_a_session_has_number_one() {
+    assert_eq!(KernelLog::default().execution_count(), 1);
+}
+
+#[test]
 fn the_first_of_complete_and_abandon_wins() {
     let opened = || log_of([takeover(1, 0), accept("a", DURABLE, Some(1))]);
     let mut log = opened();
