@@ -24,7 +24,7 @@ build: setup ## Build the callboard binary
 demo: build ## Lose machines under a running notebook session and show that nothing is lost
 	@$(CALLBOARD) demo
 
-test: setup lint test-rust test-python ## Everything a change must pass
+test: setup test-rust test-python ## All tests
 
 lint: tools ## Formatting and lints
 	@cargo fmt --all --check
