@@ -192,7 +192,11 @@ impl<M: Machine> Proposer<M> {
         let id = BatchId { replica: self.wire.replica, incarnation: self.wire.incarnation, number };
         let commands = items.iter().map(|item| item.bytes.clone()).collect();
         let batch = Batch { id, term, commands };
-        let outcome = self.replica.follow(id, term);
+        let Some(outcome) = self.replica.follow(id, term) else {
+            // The machine is ahead of what Raft says about itself: wait for the news.
+            give_back(items, back);
+            return self.pause_unless_changed(leadership).await;
+        };
         if leader == self.wire.replica {
             // The outcome comes from applying the entry, or a later term's.
             if self.raft.client_write_ff(batch).await.is_err() {

@@ -23,6 +23,9 @@ pub use io::{Action, Identity, Input, PythonPhase, Request};
 const ACCEPT_GRACE_MS: u64 = 300;
 /// Replicas that do not lead leave the leader this much time, times their rank, to take over.
 const TAKEOVER_STAGGER_MS: u64 = 60;
+/// The same before the first term: nobody waits for lost state, and an executor that also leads
+/// saves every cell a hop.
+const FIRST_TAKEOVER_STAGGER_MS: u64 = 500;
 /// A proposal nothing was heard of is made again; applying it twice changes nothing.
 const REPROPOSE_MS: u64 = 1_000;
 /// A request nobody ordered is forgotten; its sender resends.

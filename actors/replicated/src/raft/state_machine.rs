@@ -133,20 +133,19 @@ impl<M: Machine> Replica<M> {
         Arc::clone(&self.snapshot_wish)
     }
 
-    /// Follows a batch that is about to be proposed for `term`.
+    /// Follows a batch that is about to be proposed for `term`; `None` if that term is over.
     pub(crate) fn follow(
         &self,
         id: BatchId,
         term: u64,
-    ) -> oneshot::Receiver<BatchOutcome<M::Output>> {
-        let (outcome, receiver) = oneshot::channel();
+    ) -> Option<oneshot::Receiver<BatchOutcome<M::Output>>> {
         let mut state = self.lock();
         if state.newest_term > term {
-            let _gone = outcome.send(BatchOutcome::Void);
-        } else {
-            state.waiting.insert(id, Waiting { term, outcome });
+            return None;
         }
-        receiver
+        let (outcome, receiver) = oneshot::channel();
+        state.waiting.insert(id, Waiting { term, outcome });
+        Some(receiver)
     }
 
     /// Stops following a batch that was certainly never appended.

@@ -2,7 +2,9 @@
 
 use callboard_protocol::{Incarnation, Seq, Term};
 
-use super::{Action, Attempt, Executor, PythonPhase, TAKEOVER_STAGGER_MS};
+use super::{
+    Action, Attempt, Executor, FIRST_TAKEOVER_STAGGER_MS, PythonPhase, TAKEOVER_STAGGER_MS,
+};
 use crate::terms::{Entry, KernelLog};
 
 impl Executor {
@@ -52,7 +54,9 @@ impl Executor {
             return;
         }
         let rank = if self.leading { 0 } else { place as u64 + 1 };
-        if now_ms.saturating_sub(since_ms) < rank * TAKEOVER_STAGGER_MS {
+        let is_first = log.last_term() == Term::default();
+        let stagger_ms = if is_first { FIRST_TAKEOVER_STAGGER_MS } else { TAKEOVER_STAGGER_MS };
+        if now_ms.saturating_sub(since_ms) < rank * stagger_ms {
             return;
         }
         let term = log.last_term().next();
