@@ -45,11 +45,18 @@ pub fn main() -> ExitCode {
 
 fn start(cli: Cli) -> Outcome {
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(worker_threads())
         .enable_all()
         .build()
         .map_err(|error| Failure::environment(format!("cannot start threads: {error}")))?;
     let _telemetry = telemetry(&cli.verb)?;
     runtime.block_on(run(cli))
+}
+
+/// Half of the cores: a node's neighbours (Python, the broker, other nodes on this machine) need the
+/// rest, and each wake-up of another thread costs a cell more than it gains.
+fn worker_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
 /// Logs, and traces of cells if `CALLBOARD_OTLP_ENDPOINT` names a collector. A node sets up its own,

@@ -51,6 +51,14 @@ pub struct Captured {
     pub execution_count: u64,
 }
 
+impl Captured {
+    /// Bytes of everything that changed.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.upsert.iter().flat_map(|group| &group.parts).map(Bytes::len).sum()
+    }
+}
+
 /// A group of names that share references, with its bytes.
 #[derive(Debug)]
 pub struct CapturedGroup {

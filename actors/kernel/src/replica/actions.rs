@@ -15,6 +15,9 @@ use crate::{
     state::{self, Packer},
 };
 
+/// More bytes than this are hashed out of the runtime's way: Raft's heartbeats would wait for it.
+const HASHED_INLINE_BYTES_MAX: usize = 1 << 20;
+
 impl ReplicaState {
     pub(super) fn carry_out(&mut self, action: Action) {
         match action {
@@ -91,6 +94,7 @@ impl ReplicaState {
         self.held_replies.clear();
         self.traces.clear();
         self.abort_through = Seq::default();
+        self.flush();
         if let Some(spreading) = self.spreading.take() {
             spreading.abort();
         }
@@ -188,8 +192,10 @@ impl ReplicaState {
             cell.outputs.push(output);
         }
         let mut packer = self.read(Packer::new);
-        let outputs = packer.outputs(&cell.outputs);
-        let delta = packer.delta(cell.captured);
+        let (captured, outputs) = (cell.captured, cell.outputs);
+        let is_large = captured.length() > HASHED_INLINE_BYTES_MAX;
+        let pack = || (packer.outputs(&outputs), packer.delta(captured));
+        let (outputs, delta) = if is_large { tokio::task::block_in_place(pack) } else { pack() };
         let chunks = packer.into_chunks();
         if chunks.is_empty() {
             self.step(Input::Finished { term: cell.term, seq: cell.seq, outputs, delta });

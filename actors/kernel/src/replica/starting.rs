@@ -100,6 +100,7 @@ impl ReplicaState {
             numbers: OutputNumbers::default(),
             held_replies: BTreeMap::new(),
             abort_through: Seq::default(),
+            lingering: Vec::new(),
             spreading: None,
             askers: HashMap::new(),
             traces: CellTraces::default(),
