@@ -64,11 +64,17 @@ fn serving() -> (Executor, KernelLog) {
 #[test]
 fn a_follower_leaves_the_leader_time_to_take_over() {
     let log = KernelLog::default();
-    let mut follower = executor();
-    assert_eq!(proposed(&follower.step(&log, Input::PythonWarm, 0)), []);
-    let patience_ms = 2 * TAKEOVER_STAGGER_MS;
-    assert_eq!(proposed(&follower.step(&log, Input::Tick, patience_ms - 1)), []);
-    assert_eq!(proposed(&follower.step(&log, Input::Tick, patience_ms)).len(), 1);
+    let mut later = KernelLog::default();
+    let (term, replica, incarnation) = (Term(1), ReplicaId(1), Incarnation(1));
+    later.apply(Entry::Takeover { term, replica, incarnation, base: Seq::default() });
+    later.apply(Entry::Abandon { term, cause: "lost".to_owned() });
+    for (log, stagger_ms) in [(&log, FIRST_TAKEOVER_STAGGER_MS), (&later, TAKEOVER_STAGGER_MS)] {
+        let mut follower = executor();
+        assert_eq!(proposed(&follower.step(log, Input::PythonWarm, 0)), []);
+        let patience_ms = 2 * stagger_ms;
+        assert_eq!(proposed(&follower.step(log, Input::Tick, patience_ms - 1)), []);
+        assert_eq!(proposed(&follower.step(log, Input::Tick, patience_ms)).len(), 1);
+    }
     let mut leader = executor();
     leader.step(&log, Input::Leading(true), 0);
     assert_eq!(proposed(&leader.step(&log, Input::PythonWarm, 0)).len(), 1);
