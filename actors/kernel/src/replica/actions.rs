@@ -16,15 +16,11 @@ use crate::{
 };
 
 /// More bytes than this are hashed out of the runtime's way: Raft's heartbeats would wait for it.
-const HASHED_INLINE_BYTES_MAX: usize = 1 << 20;
+const HASHED_IN_PLACE_BYTES_MAX: usize = 1 << 20;
 
 impl ReplicaState {
     pub(super) fn carry_out(&mut self, action: Action) {
         match action {
-            Action::Propose(Entry::Abandon { term, cause }) => {
-                let cause = self.placed(cause);
-                self.propose(Entry::Abandon { term, cause });
-            }
             Action::Propose(entry) => self.propose(entry),
             Action::Answer { msg_id, answer } => self.answer_request(&msg_id, answer),
             Action::StartPython => self.launch_python_later(),
@@ -33,15 +29,6 @@ impl ReplicaState {
             Action::Run { term, cell } => self.run(term, cell),
             Action::PublishEnded(end) => self.publish_ended(&end),
         }
-    }
-
-    /// A cause that does not say where it happened is one of our own.
-    fn placed(&self, cause: String) -> String {
-        let node = &self.args.context.node;
-        if cause.starts_with("executor lost") || cause.contains(node.as_str()) {
-            return cause;
-        }
-        format!("executor lost on {node}: {cause}")
     }
 
     fn answer_request(&mut self, msg_id: &str, answer: Result<Accepted, Fault>) {
@@ -131,7 +118,8 @@ impl ReplicaState {
                 tracing::warn!(kernel = %self.args.spec.kernel, %why, "the state cannot be restored");
                 self.python_life += 1;
                 self.python = None;
-                self.step(Input::PythonExited(why));
+                let node = &self.args.context.node;
+                self.step(Input::PythonExited(format!("executor lost on {node}: {why}")));
             }
             (Ok(_), None) => {}
         }
@@ -193,7 +181,7 @@ impl ReplicaState {
         }
         let mut packer = self.read(Packer::new);
         let (captured, outputs) = (cell.captured, cell.outputs);
-        let is_large = captured.length() > HASHED_INLINE_BYTES_MAX;
+        let is_large = captured.length() > HASHED_IN_PLACE_BYTES_MAX;
         let pack = || (packer.outputs(&outputs), packer.delta(captured));
         let (outputs, delta) = if is_large { tokio::task::block_in_place(pack) } else { pack() };
         let chunks = packer.into_chunks();
@@ -237,7 +225,7 @@ impl ReplicaState {
             PythonEvent::NotReady(error) => {
                 self.python_failures += 1;
                 tracing::warn!(kernel = %self.args.spec.kernel, %error, "Python did not come up");
-                error.to_string()
+                format!("the kernel's process on {node} did not come up: {error}")
             }
             PythonEvent::Exited { how } => format!("the kernel's process on {node} was {how}"),
             _ => return,

@@ -30,6 +30,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(100);
 /// Version of a kernel's entry until its members first change.
 const FIRST_VERSION: u64 = 1;
+/// How a former life of the node ended if nobody saw it.
+const UNSEEN_END: &str = "its process ended and was started again";
 /// Bits of an incarnation that count the replica's lives within one life of its node.
 const LIVES_BITS: u32 = 24;
 
@@ -60,10 +62,9 @@ impl ReplicaState {
             feed_changes(&me, group.leader(), || Internal::Membership),
             feed_ticks(&me),
         ];
-        let mut executor = Executor::new(Identity { replica: args.replica, incarnation });
-        if let Some(previous_end) = &context.previous_end {
-            executor = executor.after(previous_end.clone());
-        }
+        let previous_end = context.previous_end.as_deref().unwrap_or(UNSEEN_END);
+        let executor = Executor::new(Identity { replica: args.replica, incarnation })
+            .after(format!("executor lost on {}: {previous_end}", context.node));
         let publisher = Publisher::start(
             context.lanes.control.clone(),
             context.cluster.clone(),
