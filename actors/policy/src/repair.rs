@@ -226,7 +226,7 @@ impl<'a> Patient<'a> {
         }
         if ailing && self.losses_to_spare < 0 {
             return Err("most of its members are not heard, so it cannot change them; \
-                 if they are lost for good, use `callboard kernel recover`"
+                 if they are lost for good, so is the kernel: start a new one"
                 .to_owned());
         }
         if members > wanted {
