@@ -9,6 +9,7 @@ mod cell_traces;
 mod machine;
 mod publisher;
 pub mod python;
+mod refusal;
 mod replica;
 mod requests;
 mod running_cell;
@@ -24,7 +25,7 @@ use std::{
 
 use callboard_policy::failure::NodesView;
 use callboard_protocol::{ClusterId, Incarnation, NodeId, ReplicaId, control::KernelSpec};
-use callboard_replicated::{ChunkExchange, ChunkStore, Replicator};
+use callboard_replicated::{ChunkExchange, ChunkPins, ChunkStore, Replicator};
 use callboard_transport::Lanes;
 use tokio::sync::watch;
 
@@ -49,6 +50,10 @@ pub struct NodeContext {
     pub replicator: Replicator,
     /// The node's chunks.
     pub chunks: ChunkStore,
+    /// Who on this node names which of them.
+    pub pins: ChunkPins,
+    /// Whether the node's disk has room for more cells.
+    pub disk: watch::Receiver<Option<String>>,
     /// Sends chunks to other nodes and fetches them.
     pub exchange: ChunkExchange,
     /// How to run Python.

@@ -26,7 +26,9 @@ use callboard_protocol::{
     control::{KernelSpec, MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standing},
     kernel::{CellOutcome, Level, ReplicaRole},
 };
-use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, Replicator, ReplicatorOptions};
+use callboard_replicated::{
+    ChunkExchange, ChunkPins, ChunkStore, RealDisk, Replicator, ReplicatorOptions,
+};
 use callboard_transport::{FaultPlan, Lanes, MemoryNet, typed};
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
@@ -124,6 +126,8 @@ impl Cluster {
             lanes,
             replicator,
             chunks,
+            pins: ChunkPins::default(),
+            disk: watch::channel(None).1,
             exchange,
             python: PythonConfig {
                 program: python(),

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId};
+use crate::{
+    ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId},
+    storage::DiskBeat,
+};
 
 /// Creates a kernel. Idempotent for the same id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +149,9 @@ pub struct NodeStatus {
     pub running_cells: u32,
     /// What its Python environment lacks; `None` if it can run kernels.
     pub python_problem: Option<String>,
+    /// How full its disk is; unknown of nodes of the version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_level: Option<DiskBeat>,
 }
 
 /// How a node is, judged from its heartbeats.

@@ -10,6 +10,7 @@ pub mod ids;
 pub mod jupyter;
 pub mod kernel;
 pub mod node;
+pub mod storage;
 pub mod subject;
 
 pub use envelope::Envelope;

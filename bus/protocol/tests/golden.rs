@@ -197,6 +197,7 @@ fn control_messages_keep_their_first_version() {
         replicas: 3,
         running_cells: 1,
         python_problem: None,
+        disk_level: None,
     };
     let (outage, epoch) = (Some("2 of 3 nodes are silent".to_owned()), Epoch(7));
     holds("node_list", &NodeList { nodes: vec![status], outage, epoch, leader: node(1) });
@@ -225,6 +226,7 @@ fn node_messages_keep_their_first_version() {
             epoch: Epoch(7),
             suspects: vec![node(2)],
             python_problem: Some("no ipykernel".to_owned()),
+            disk_level: None,
         },
     );
 }

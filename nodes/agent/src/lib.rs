@@ -16,6 +16,7 @@ mod python;
 mod reconcile;
 mod replicas;
 mod run;
+mod storage;
 mod sweep;
 
 pub use data_dir::{DataDir, DataDirError, Founder, LAST_END_FILE, MachineId, Membership};
@@ -26,4 +27,5 @@ pub use node_actor::Crash;
 pub use python::check_python;
 pub use replicas::{MemberKey, ReplicaFactory, ReplicaHandle, Roster, SharedSpec};
 pub use run::{ExitReason, NodeOptions, run_node};
+pub use storage::{Reserve, ReservedDisk, Storage, StorageOptions};
 pub use sweep::{Swept, sweep};

@@ -34,6 +34,7 @@ use crate::{
     keeper::{Keeper, KeeperArgs},
     node_actor::{Crash, NodeActor, NodeActorArgs},
     replicas::{ReplicaFactory, Roster},
+    storage::{Storage, StorageArgs, StorageKeeper},
 };
 
 /// How long the replica supervisor may take to stop them all, Python processes included.
@@ -69,6 +70,8 @@ pub struct NodeParts {
     pub crash: Crash,
     /// Of the delays of restarts.
     pub seed: u64,
+    /// Its disk.
+    pub storage: Storage,
 }
 
 /// What a factory of replicas is given.
@@ -89,6 +92,7 @@ pub struct RunningNode {
     root: SupervisorHandle,
     group: Group<DesiredState>,
     replicator: Replicator,
+    storage: Storage,
     nodes: watch::Receiver<NodesView>,
     revision: watch::Receiver<u64>,
     roster: Roster,
@@ -144,7 +148,9 @@ impl RunningNode {
             factory: factory.clone(),
             roster: roster.clone(),
             groups_at_start,
+            pins: parts.storage.pins.clone(),
         };
+        let storage = storage_args(&parts)?;
         let control = control_args(&parts, &membership, &group, &nodes, &revision);
         let node_actor = node_actor_args(&parts, &group, view, factory, &roster);
         let permanent = Restart::Permanent;
@@ -152,11 +158,12 @@ impl RunningNode {
             ChildSpec::new("control", permanent, move || (Control, control.clone())),
             ChildSpec::new("node", permanent, move || (NodeActor, node_actor.clone())),
             replicas_child,
+            ChildSpec::new("storage", permanent, move || (StorageKeeper, storage.clone())),
             ChildSpec::new("keeper", permanent, move || (Keeper, keeper.clone())),
         ];
         let settings = SupervisorSettings { seed: parts.seed, ..SupervisorSettings::default() };
         let root = spawn_supervisor("root", settings, children).await?;
-        let NodeParts { cluster, node, incarnation, lanes, .. } = parts;
+        let NodeParts { cluster, node, incarnation, lanes, storage, .. } = parts;
         Ok(Self {
             cluster,
             node,
@@ -165,6 +172,7 @@ impl RunningNode {
             root,
             group,
             replicator,
+            storage,
             nodes,
             revision,
             roster,
@@ -200,9 +208,13 @@ impl RunningNode {
     /// Waits until it can no longer go on and must be started again; says why.
     pub async fn failed(&self) -> String {
         let mut log = self.replicator.failed();
+        let mut chunks = self.storage.chunks.failed();
         tokio::select! {
             () = self.root.wait() => "its supervisors gave up".to_owned(),
             Ok(reason) = log.wait_for(Option::is_some) => {
+                reason.clone().unwrap_or_default()
+            }
+            Ok(reason) = chunks.wait_for(Option::is_some) => {
                 reason.clone().unwrap_or_default()
             }
         }
@@ -289,7 +301,23 @@ fn node_actor_args(
         roster: roster.clone(),
         beats: Arc::new(AtomicU64::new(0)),
         crash: parts.crash.clone(),
+        storage: parts.storage.clone(),
     }
+}
+
+/// What the keeper of the disk works with. Members that a former life left on the disk are
+/// expected to say which chunks they name.
+fn storage_args(parts: &NodeParts) -> Result<StorageArgs, NodeError> {
+    for (kernel, replica) in parts.dir.noted_members()? {
+        parts.storage.pins.expect((GroupId::from(kernel), replica));
+    }
+    Ok(StorageArgs {
+        cluster: parts.cluster.clone(),
+        node: parts.node.clone(),
+        bus: parts.lanes.control.clone(),
+        storage: parts.storage.clone(),
+        scrubbed: Arc::new(AtomicU64::new(0)),
+    })
 }
 
 type SystemGroup = (Group<DesiredState>, mpsc::UnboundedReceiver<Applied<DesiredState>>);

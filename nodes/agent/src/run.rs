@@ -5,7 +5,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use callboard_kernel::{NodeContext, NodeStats, PythonConfig, python::unpack_package};
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::NodeId;
-use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, ReplicatorOptions};
+use callboard_replicated::{
+    ChunkExchange, ChunkStore, ChunkStoreOptions, RealDisk, ReplicatorOptions,
+};
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
 use nix::{
     sys::signal::{Signal, kill},
@@ -25,6 +27,7 @@ use crate::{
     node_actor::Crash,
     python::check_python,
     replicas::ReplicaFactory,
+    storage::{Reserve, ReservedDisk, Storage, StorageOptions},
     sweep::sweep,
 };
 
@@ -60,6 +63,8 @@ pub struct NodeOptions {
     pub repair: RepairLimits,
     /// How it replicates.
     pub replicator: ReplicatorOptions,
+    /// How its disk is used.
+    pub storage: StorageOptions,
 }
 
 /// How a node's run ended.
@@ -141,6 +146,8 @@ async fn start(
     let machine = MachineId::of_this_machine();
     let dir = DataDir::open(&options.data_dir, &options.node, &machine, options.adopt_directory)?;
     let dir = Arc::new(dir);
+    // Before anything is written: the disk may be full.
+    let reserve = Arc::new(Reserve::open(dir.root(), options.storage.disk_reserve_bytes));
     let incarnation = dir.begin_life()?;
     let previous_end = dir.take_last_end();
     tracing::info!(node = %options.node, disk = %dir.disk(), %incarnation, "starting");
@@ -151,7 +158,16 @@ async fn start(
         tracing::warn!(processes = ?swept.processes, "ended what a former life left behind");
     }
     let lanes = connect(options).await?;
-    let chunks = ChunkStore::open(&dir.root().join("chunks"))?;
+    let owner_quota_bytes = options.storage.owner_quota_bytes;
+    let chunk_options = ChunkStoreOptions { owner_quota_bytes, ..ChunkStoreOptions::default() };
+    let chunks = ChunkStore::open_with(&dir.root().join("chunks"), chunk_options)?;
+    let storage = Storage::new(
+        chunks.clone(),
+        dir.root().to_owned(),
+        reserve.clone(),
+        options.storage.clone(),
+    );
+    let (pins, disk) = (storage.pins.clone(), storage.refusal());
     let cluster = options.credentials.cluster.clone();
     let exchange =
         ChunkExchange::serve(lanes.bulk.clone(), cluster, options.node.clone(), chunks.clone())
@@ -166,13 +182,14 @@ async fn start(
         incarnation,
         host: host_name(),
         lanes: lanes.clone(),
-        disk: Arc::new(RealDisk::new(dir.root())),
+        disk: Arc::new(ReservedDisk::new(Arc::new(RealDisk::new(dir.root())), reserve)),
         replicator: options.replicator.clone(),
         failure: options.failure,
         repair: options.repair,
         python,
         crash: crash_by_signal(),
         seed: dir.disk().0.as_u64_pair().1 ^ incarnation.0,
+        storage,
     };
     let make_factory = |services: &NodeServices| {
         let context = NodeContext {
@@ -183,6 +200,8 @@ async fn start(
             lanes,
             replicator: services.replicator.clone(),
             chunks,
+            pins,
+            disk,
             exchange,
             python: PythonConfig {
                 program: options.python.clone(),

@@ -18,6 +18,7 @@ use crate::{
     exec,
     exit::{Exit, Failure, Outcome},
     output::{say, table},
+    storage,
 };
 
 /// How long `kernel start --wait` waits: placing, forming the group and starting Python.
@@ -38,7 +39,7 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
         KernelVerb::Show { kernel } => show(context, &kernel).await,
         KernelVerb::Exec(args) => exec::run(context, args).await,
         KernelVerb::Interrupt { kernel } => interrupt(context, &kernel).await,
-        KernelVerb::Stop { kernel, yes } => stop(context, &kernel, yes).await,
+        KernelVerb::Stop { kernel, purge, yes } => stop(context, &kernel, purge, yes).await,
     }
 }
 
@@ -191,7 +192,7 @@ async fn interrupt(context: &Context, kernel: &str) -> Outcome {
     Ok(Exit::Ok)
 }
 
-async fn stop(context: &Context, kernel: &str, yes: bool) -> Outcome {
+async fn stop(context: &Context, kernel: &str, purge: bool, yes: bool) -> Outcome {
     let (client, spec) = context.find(kernel).await?;
     let plan = format!(
         "This ends kernel {}{} for good and deletes its variables and outputs from {}.",
@@ -201,6 +202,9 @@ async fn stop(context: &Context, kernel: &str, yes: bool) -> Outcome {
     );
     confirm(&plan, yes)?;
     let spec = client.control().stop_kernel(spec.kernel).await?;
+    if purge {
+        storage::purge(&client, &spec).await;
+    }
     context.printer.data(&spec, |spec| spec.kernel.to_string())?;
     Ok(Exit::Ok)
 }

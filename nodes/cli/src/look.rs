@@ -29,8 +29,9 @@ const EVENTS_SAMPLE: Duration = Duration::from_secs(2);
 pub async fn nodes(context: &Context) -> Outcome {
     let list = context.connect().await?.control().list_nodes().await?;
     context.printer.data(&list, |list| {
-        let headings =
-            ["node", "health", "heard", "pid", "host", "life", "replicas", "cells", "python"];
+        let headings = [
+            "node", "health", "heard", "pid", "host", "life", "replicas", "cells", "disk", "python",
+        ];
         table(&headings, list.nodes.iter().map(row))
     })?;
     if let Some(outage) = &list.outage {
@@ -54,6 +55,13 @@ fn row(node: &NodeStatus) -> Vec<String> {
         node.incarnation.to_string(),
         node.replicas.to_string(),
         node.running_cells.to_string(),
+        node.disk_level.as_ref().map_or_else(
+            || "-".to_owned(),
+            |disk| {
+                let mark = if disk.is_high { " full" } else { "" };
+                format!("{} %{mark}", disk.used_percent)
+            },
+        ),
         node.python_problem.clone().unwrap_or_else(|| "ok".to_owned()),
     ]
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use callboard_agent::{ExitReason, NodeError, NodeOptions, run_node};
+use callboard_agent::{ExitReason, NodeError, NodeOptions, StorageOptions, run_node};
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::NodeId;
 use callboard_replicated::{RaftTiming, ReplicatorOptions};
@@ -18,6 +18,7 @@ use crate::{
 /// How long a node waits for a broker that is down when it starts: longer than a broker that
 /// restarts takes, short enough that a wrong address is noticed.
 const BROKER_WAIT_S: u64 = 60;
+const MIB: u64 = 1 << 20;
 
 /// Arguments of `node`.
 #[derive(Debug, Args)]
@@ -81,6 +82,13 @@ pub async fn run(args: NodeArgs) -> Outcome {
                 election_timeout_max_ms: config.election_timeout_max_ms,
             },
             ..ReplicatorOptions::default()
+        },
+        storage: StorageOptions {
+            owner_quota_bytes: config.owner_quota_mib.saturating_mul(MIB),
+            chunk_grace: Duration::from_secs(config.chunk_grace_s),
+            disk_high_water_percent: config.disk_high_water_percent,
+            disk_reserve_bytes: config.disk_reserve_mib.saturating_mul(MIB),
+            scrub_bytes_per_s: config.scrub_mib_per_s.saturating_mul(MIB),
         },
     };
     match run_node(options).await {

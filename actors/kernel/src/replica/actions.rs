@@ -7,10 +7,11 @@ use callboard_protocol::{
     kernel::{Accepted, CellEnd},
 };
 
-use super::{Internal, ReplicaState, tell};
+use super::{Internal, ReplicaState, Stored, tell};
 use crate::{
     aborted,
     python::{PythonEvent, PythonProcess},
+    refusal::WithoutRoom,
     running_cell::{PlacedOutput, RunningCell},
     state::{self, Packer},
 };
@@ -78,6 +79,7 @@ impl ReplicaState {
     /// Drops what the Python process that is gone was doing.
     fn forget_cells(&mut self) {
         self.set_cell(None);
+        self.without_room = WithoutRoom::default();
         self.held_replies.clear();
         self.traces.clear();
         self.abort_through = Seq::default();
@@ -183,18 +185,38 @@ impl ReplicaState {
         let (captured, outputs) = (cell.captured, cell.outputs);
         let is_large = captured.length() > HASHED_IN_PLACE_BYTES_MAX;
         let pack = || (packer.outputs(&outputs), packer.delta(captured));
-        let (outputs, delta) = if is_large { tokio::task::block_in_place(pack) } else { pack() };
+        let (outputs, mut delta) =
+            if is_large { tokio::task::block_in_place(pack) } else { pack() };
+        self.without_room.carry_on(&mut delta);
         let chunks = packer.into_chunks();
         if chunks.is_empty() {
             self.step(Input::Finished { term: cell.term, seq: cell.seq, outputs, delta });
             return;
         }
-        let (context, me, peers) = (self.args.context.clone(), self.me.clone(), self.peers());
+        let (context, me, voters) = (self.args.context.clone(), self.me.clone(), self.voters());
         let (owner, majority) = (self.args.spec.owner.clone(), self.majority());
+        let (term, seq) = (cell.term, cell.seq);
         self.spreading = Some(tokio::spawn(async move {
-            super::chunks::spread(&context, &owner, &peers, majority, chunks).await;
-            tell(&me, Internal::Stored(cell.term, cell.seq, outputs, Box::new(delta)));
+            let spread =
+                super::chunks::spread(&context, &owner, &voters, majority, chunks.clone()).await;
+            let stored = Stored { term, seq, outputs, delta, no_room: None };
+            let stored = match spread {
+                Ok(()) => stored,
+                Err(why) => Stored { no_room: Some((chunks, why)), ..stored },
+            };
+            tell(&me, Internal::Stored(Box::new(stored)));
         }));
+    }
+
+    /// A finished cell's bytes are where they have to be, or there is no room for them: then it
+    /// ends without them, and with the reason.
+    pub(super) fn stored(&mut self, stored: Stored) {
+        let Stored { term, seq, mut outputs, mut delta, no_room } = stored;
+        if let Some((chunks, why)) = no_room {
+            tracing::warn!(kernel = %self.args.spec.kernel, %why, "there is no room for the state");
+            self.without_room.refuse(&mut outputs, &mut delta, &chunks, &why);
+        }
+        self.step(Input::Finished { term, seq, outputs, delta });
     }
 
     /// Puts outputs of a running cell in the log. Large ones wait for the cell's end.

@@ -34,6 +34,7 @@ use crate::{
     cell_traces::CellTraces,
     publisher::Publisher,
     python::{PythonEvent, PythonProcess, RestoreGroup},
+    refusal::WithoutRoom,
     requests::{self, Asked},
     running_cell::{OutputNumbers, PlacedOutput, RunningCell},
 };
@@ -78,8 +79,8 @@ pub enum Internal {
     Python(u64, Box<PythonEvent>),
     /// The log answered a proposal.
     Proposed(Option<String>, Result<Applied, ProposeError>),
-    /// A finished cell's bytes are stored; it can go to the log.
-    Stored(Term, Seq, Vec<LoggedOutput>, Box<StateDelta>),
+    /// A finished cell's bytes are stored, or there is no room for them; it can go to the log.
+    Stored(Box<Stored>),
     /// Whether all chunks of the state can be read here.
     BaseReadable(bool),
     /// The state of a term could be read and was handed to Python, or not.
@@ -96,6 +97,17 @@ pub enum Internal {
     Flush,
     /// Time passed.
     Tick,
+}
+
+/// A finished cell after its bytes went to the disks.
+#[derive(Debug)]
+pub struct Stored {
+    term: Term,
+    seq: Seq,
+    outputs: Vec<LoggedOutput>,
+    delta: StateDelta,
+    /// The bytes that found no room, and why.
+    no_room: Option<(Vec<bytes::Bytes>, String)>,
 }
 
 /// How long the completion of a cell that was answered already waits for the next request, so that
@@ -126,6 +138,7 @@ pub struct ReplicaState {
     abort_through: Seq,
     lingering: Vec<Entry>,
     spreading: Option<JoinHandle<()>>,
+    without_room: WithoutRoom,
     askers: HashMap<String, (Instant, Vec<ReplyTo>)>,
     traces: CellTraces,
     chunk_keeper: chunks::ChunkKeeper,
@@ -190,9 +203,7 @@ impl ReplicaState {
             Internal::Python(life, event) if life == self.python_life => self.python_event(*event),
             Internal::Python(..) => {}
             Internal::Proposed(msg_id, result) => self.proposed(msg_id, result),
-            Internal::Stored(term, seq, outputs, delta) => {
-                self.step(Input::Finished { term, seq, outputs, delta: *delta });
-            }
+            Internal::Stored(stored) => self.stored(*stored),
             Internal::BaseReadable(readable) => {
                 self.base_readable = readable;
                 self.step(Input::BaseReadable(readable));
@@ -227,6 +238,7 @@ impl ReplicaState {
 
     fn asked(&mut self, message: Message) {
         match requests::parse(&message) {
+            Ok(Asked::Cell(_)) if self.lacks_disk(&message) => {}
             Ok(Asked::Cell(request)) => {
                 if let Some(reply_to) = message.reply_to {
                     let (_, askers) = self
@@ -381,6 +393,12 @@ impl ReplicaState {
         let members = self.group.members();
         let others = members.voters.into_iter().chain(members.learners);
         others.filter(|(id, _)| *id != self.args.replica).map(|(_, node)| node).collect()
+    }
+
+    /// Nodes of the other members that have a vote: a copy elsewhere makes nothing safe.
+    fn voters(&self) -> Vec<NodeId> {
+        let voters = self.group.members().voters.into_iter();
+        voters.filter(|(id, _)| *id != self.args.replica).map(|(_, node)| node).collect()
     }
 
     /// How many voters make a majority.

@@ -23,7 +23,7 @@ use tokio::{
 use super::{Internal, ReplicaMsg, ReplicaState, chunks, tell};
 use crate::{
     KernelMachine, ReplicaArgs, cell_traces::CellTraces, publisher::Publisher,
-    running_cell::OutputNumbers,
+    refusal::WithoutRoom, running_cell::OutputNumbers,
 };
 
 /// How often time-driven decisions are looked at again.
@@ -103,6 +103,7 @@ impl ReplicaState {
             abort_through: Seq::default(),
             lingering: Vec::new(),
             spreading: None,
+            without_room: WithoutRoom::default(),
             askers: HashMap::new(),
             traces: CellTraces::default(),
             chunk_keeper,

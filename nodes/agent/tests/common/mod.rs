@@ -10,14 +10,15 @@ use std::{
 };
 
 use callboard_agent::{
-    DataDir, MachineId, MemberKey, NodeParts, NodeServices, ReplicaFactory, RunningNode,
+    DataDir, MachineId, MemberKey, NodeParts, NodeServices, ReplicaFactory, Reserve, RunningNode,
+    Storage, StorageOptions,
 };
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::{
     ActorKind, ClusterId, Envelope, Fault, KernelId, NodeId, Subject,
     control::{KernelSpec, NodeHealth, NodeList, Standing, StartKernel},
 };
-use callboard_replicated::{ReplicatorOptions, SimDisk};
+use callboard_replicated::{ChunkStore, ReplicatorOptions, SimDisk};
 use callboard_runtime::universe::Universe;
 use callboard_transport::{Bus, FaultPlan, Lanes, MemoryNet, typed};
 use serde::{Serialize, de::DeserializeOwned};
@@ -51,6 +52,13 @@ pub(crate) struct TestCluster {
 
 pub(crate) fn node(n: u32) -> NodeId {
     NodeId::new(format!("node-{n}")).unwrap()
+}
+
+/// A disk without a reserve: it would take up room of the machine that runs the tests.
+fn storage(root: &std::path::Path) -> Storage {
+    let options = StorageOptions { disk_reserve_bytes: 0, ..StorageOptions::default() };
+    let chunks = ChunkStore::open(&root.join("chunks")).unwrap();
+    Storage::new(chunks, root.to_owned(), Arc::new(Reserve::open(root, 0)), options)
 }
 
 pub(crate) fn cluster() -> ClusterId {
@@ -105,6 +113,7 @@ impl TestCluster {
                 python: watch::channel(None).1,
                 crash: Arc::new(|| {}),
                 seed: self.seed + u64::from(*n),
+                storage: storage(dir.root()),
                 dir,
             };
             async move {

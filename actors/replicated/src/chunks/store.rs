@@ -1,0 +1,558 @@
+//! The chunk store: files `<directory>/<owner>/<hash>`.
+//!
+//! A chunk is written under a temporary name, made durable, and only then given its own name: a
+//! name stands for whole content, also after a power cut. Every read checks the hash: a damaged
+//! chunk is set aside and from then on missing, so that it is fetched from a peer and never served.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use callboard_protocol::OwnerId;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    files::{self, ChunkFaults, ChunkStep, failed},
+    format,
+    id::ChunkId,
+    index::{Damage, Index},
+    pins::{ChunkPins, Waiting},
+};
+
+/// Largest chunk in bytes: it is held in memory while it is hashed and sent.
+pub const CHUNK_LENGTH_MAX: usize = 64 << 20;
+pub(super) const TEMPORARY: &str = "tmp-";
+const QUARANTINE: &str = "damaged-";
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ChunkError {
+    /// The disk refused.
+    #[error("the chunk store cannot {what} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the disk said.
+        source: io::Error,
+    },
+    /// There is no room.
+    #[error("the disk is full: cannot {what} {path}; free space on it", path = path.display())]
+    Full {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+    },
+    /// The owner may not store more on this node.
+    #[error(
+        "{wanted_bytes} bytes more are over the quota of {quota_bytes} bytes that owner '{owner}' \
+         has on this node, of which {used_bytes} are in use; delete variables or stop kernels"
+    )]
+    OverQuota {
+        /// Whose.
+        owner: OwnerId,
+        /// In use.
+        used_bytes: u64,
+        /// Asked for.
+        wanted_bytes: u64,
+        /// Allowed.
+        quota_bytes: u64,
+    },
+    /// The chunk's bytes are not what its name says. It was set aside and is missing now.
+    #[error("chunk {0} is damaged on this disk; it was set aside and must be fetched from a peer")]
+    Corrupt(ChunkId),
+    /// The chunk is not here.
+    #[error("chunk {0} is not on this disk")]
+    Missing(ChunkId),
+    /// Too much for one chunk.
+    #[error(
+        "{length} bytes are over the limit of {CHUNK_LENGTH_MAX} bytes for one chunk; split it"
+    )]
+    TooLarge {
+        /// How much.
+        length: usize,
+    },
+    /// The store was written by another version.
+    #[error(
+        "the chunks in {path} have format {found}, this version of Callboard knows format {known}: \
+         start the version that wrote them, or move the folder away and let the chunks be fetched \
+         from the other nodes",
+        path = path.display()
+    )]
+    Format {
+        /// The store.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The one that can be read.
+        known: u32,
+    },
+    /// What the store says of its version makes no sense.
+    #[error(
+        "{path} does not say which format the chunks beside it have: restore it from a copy, or \
+         move the folder away and let the chunks be fetched from the other nodes",
+        path = path.display()
+    )]
+    FormatUnreadable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A sync failed before: nothing more is promised in this life of the node.
+    #[error("the chunk store failed ({0}); the node must be started again")]
+    Failed(String),
+    /// The blocking task was stopped with its runtime.
+    #[error("the chunk store is shutting down")]
+    Stopped,
+}
+
+impl ChunkError {
+    /// Whether the bytes found no room: more of them later may.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::OverQuota { .. })
+    }
+}
+
+/// What was collected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Chunks removed.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What an owner has on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnerUsage {
+    /// Whose.
+    pub owner: OwnerId,
+    /// Whole chunks.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Chunks found damaged and set aside.
+    pub damaged: u64,
+}
+
+/// What moved, in this life of the node.
+#[derive(Debug, Default)]
+pub struct ChunkCounters {
+    /// Bytes of chunks written to the disk.
+    pub stored_bytes: AtomicU64,
+    /// Bytes of chunks sent to other nodes.
+    pub sent_bytes: AtomicU64,
+    /// Bytes of chunks received from other nodes.
+    pub received_bytes: AtomicU64,
+    /// Bytes that were to be sent and that the receiver had already.
+    pub spared_bytes: AtomicU64,
+    /// Chunks found damaged.
+    pub damaged_chunks: AtomicU64,
+    /// Chunks collected.
+    pub collected_chunks: AtomicU64,
+    /// Bytes collected.
+    pub collected_bytes: AtomicU64,
+}
+
+impl ChunkCounters {
+    pub(crate) fn add(counter: &AtomicU64, by: usize) {
+        counter.fetch_add(by as u64, Ordering::Relaxed);
+    }
+}
+
+/// How a store is run.
+#[derive(Debug, Clone, Default)]
+pub struct ChunkStoreOptions {
+    /// Bytes that one owner may store from this node's kernels; 0 for no limit. What other nodes
+    /// send is not counted against it: they have checked.
+    pub owner_quota_bytes: u64,
+    /// Steps that fail, for tests.
+    pub faults: ChunkFaults,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub directory: PathBuf,
+    /// Open before anything is written, so that `syncfs` on it reports every failed write since.
+    pub anchor: File,
+    pub options: ChunkStoreOptions,
+    pub temporaries: AtomicU64,
+    index: Mutex<Index>,
+    failed: watch::Sender<Option<String>>,
+    damage: watch::Sender<u64>,
+    pub counters: ChunkCounters,
+}
+
+/// The store. Clones share it.
+#[derive(Debug, Clone)]
+pub struct ChunkStore {
+    pub(super) inner: Arc<Inner>,
+}
+
+/// Keeps chunks from being collected for as long as it lives.
+#[derive(Debug)]
+pub struct ChunkHold {
+    store: ChunkStore,
+    owner: OwnerId,
+    ids: Vec<ChunkId>,
+}
+
+impl Drop for ChunkHold {
+    fn drop(&mut self) {
+        let (mut index, now) = (self.store.index(), Instant::now());
+        let owner = index.owner(&self.owner);
+        for id in &self.ids {
+            owner.release(*id);
+            owner.touch(*id, now);
+        }
+    }
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ChunkError> + Send + 'static,
+) -> Result<T, ChunkError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ChunkError::Stopped)?
+}
+
+impl ChunkStore {
+    /// Opens the store, or begins one, with default options. Blocks.
+    ///
+    /// # Errors
+    /// [`ChunkStore::open_with`]'s.
+    pub fn open(directory: &Path) -> Result<Self, ChunkError> {
+        Self::open_with(directory, ChunkStoreOptions::default())
+    }
+
+    /// Opens the store, or begins one, and sweeps what a crash left half written. Blocks.
+    ///
+    /// # Errors
+    /// [`ChunkError::Io`], [`ChunkError::Full`], [`ChunkError::Format`],
+    /// [`ChunkError::FormatUnreadable`].
+    pub fn open_with(directory: &Path, options: ChunkStoreOptions) -> Result<Self, ChunkError> {
+        fs::create_dir_all(directory).map_err(failed("make", directory))?;
+        let anchor = File::open(directory).map_err(failed("open", directory))?;
+        format::check(directory)?;
+        let mut index = Index::default();
+        for name in files::names(directory)? {
+            let path = directory.join(&name);
+            if let Ok(owner) = OwnerId::new(name)
+                && path.is_dir()
+            {
+                scan(&path, &owner, &mut index)?;
+                // A name that a former life did not get to sync may be promised now.
+                files::sync_directory(&options.faults, &path)?;
+            }
+        }
+        let inner = Inner {
+            directory: directory.to_owned(),
+            anchor,
+            options,
+            temporaries: AtomicU64::new(0),
+            index: Mutex::new(index),
+            failed: watch::Sender::new(None),
+            damage: watch::Sender::new(0),
+            counters: ChunkCounters::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    pub(super) fn index(&self) -> MutexGuard<'_, Index> {
+        self.inner.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn owner_directory(&self, owner: &OwnerId) -> PathBuf {
+        self.inner.directory.join(owner.as_str())
+    }
+
+    pub(super) fn path(&self, owner: &OwnerId, id: ChunkId) -> PathBuf {
+        self.owner_directory(owner).join(id.to_string())
+    }
+
+    /// Follows whether a sync failed; `Some` says why. Then nothing is promised any more and the
+    /// process must be started again.
+    #[must_use]
+    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.inner.failed.subscribe()
+    }
+
+    pub(super) fn fail(&self, why: &ChunkError) {
+        tracing::error!(%why, "the chunk store cannot promise anything any more");
+        self.inner.failed.send_if_modified(|failed| {
+            let is_first = failed.is_none();
+            failed.get_or_insert_with(|| why.to_string());
+            is_first
+        });
+    }
+
+    pub(super) fn check_failed(&self) -> Result<(), ChunkError> {
+        match &*self.inner.failed.borrow() {
+            Some(why) => Err(ChunkError::Failed(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Changes whenever a chunk was found damaged: whoever names it should fetch it anew.
+    #[must_use]
+    pub fn damage(&self) -> watch::Receiver<u64> {
+        self.inner.damage.subscribe()
+    }
+
+    /// Chunks found damaged and set aside, and whether their bytes are here again.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<(OwnerId, ChunkId, bool)> {
+        let index = self.index();
+        let owners = index.owners.iter();
+        owners
+            .flat_map(|(owner, it)| {
+                it.damaged.iter().map(|(id, damage)| (owner.clone(), *id, damage.is_repaired))
+            })
+            .collect()
+    }
+
+    /// An owner's chunks, sorted.
+    #[must_use]
+    pub fn list(&self, owner: &OwnerId) -> Vec<ChunkId> {
+        let index = self.index();
+        let mut ids: Vec<ChunkId> = index
+            .owners
+            .get(owner)
+            .map(|it| it.chunks.keys().copied().collect())
+            .unwrap_or_default();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// What moved, in this life of the node.
+    #[must_use]
+    pub fn counters(&self) -> &ChunkCounters {
+        &self.inner.counters
+    }
+
+    /// A chunk's bytes, if it is here and whole.
+    ///
+    /// # Errors
+    /// [`ChunkError::Corrupt`] when damage is found; from then on the chunk is missing.
+    /// [`ChunkError::Io`].
+    pub async fn get(&self, owner: &OwnerId, id: ChunkId) -> Result<Option<Bytes>, ChunkError> {
+        let (store, owner) = (self.clone(), owner.clone());
+        blocking(move || store.get_blocking(&owner, id)).await
+    }
+
+    pub(crate) fn get_blocking(
+        &self,
+        owner: &OwnerId,
+        id: ChunkId,
+    ) -> Result<Option<Bytes>, ChunkError> {
+        let path = self.path(owner, id);
+        let Some(bytes) = self.read(&path)? else {
+            if self.index().owner(owner).remove(id).is_some() {
+                tracing::error!(chunk = %id, "a chunk vanished from this disk");
+            }
+            return Ok(None);
+        };
+        if ChunkId::of(&bytes) == id {
+            return Ok(Some(Bytes::from(bytes)));
+        }
+        self.set_aside(owner, id)?;
+        Err(ChunkError::Corrupt(id))
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, ChunkError> {
+        self.inner.options.faults.check(ChunkStep::Read).map_err(failed("read", path))?;
+        match fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", path)(error)),
+        }
+    }
+
+    fn set_aside(&self, owner: &OwnerId, id: ChunkId) -> Result<(), ChunkError> {
+        let path = self.path(owner, id);
+        let mut index = self.index();
+        // Somebody may have put it again since it was read.
+        if self.read(&path)?.is_none_or(|bytes| ChunkId::of(&bytes) == id) {
+            return Ok(());
+        }
+        let aside = path.with_file_name(format!("{QUARANTINE}{id}"));
+        fs::rename(&path, &aside).map_err(failed("set aside", &path))?;
+        let of_owner = index.owner(owner);
+        of_owner.remove(id);
+        of_owner.damaged.insert(id, Damage { since: Instant::now(), is_repaired: false });
+        self.inner.damage.send_modify(|count| *count += 1);
+        ChunkCounters::add(&self.inner.counters.damaged_chunks, 1);
+        tracing::error!(chunk = %id, %owner, "a chunk is damaged on this disk; set aside");
+        Ok(())
+    }
+
+    /// Whether a chunk is here. Does not look at its bytes.
+    #[must_use]
+    pub fn has(&self, owner: &OwnerId, id: ChunkId) -> bool {
+        self.index().entry(owner, id).is_some()
+    }
+
+    /// Those of `ids` that are not here.
+    #[must_use]
+    pub fn missing(&self, owner: &OwnerId, ids: &[ChunkId]) -> Vec<ChunkId> {
+        let index = self.index();
+        ids.iter().copied().filter(|id| index.entry(owner, *id).is_none()).collect()
+    }
+
+    /// Keeps chunks from being collected, whether they are here already or not, until the hold is
+    /// dropped; then they count as just touched.
+    #[must_use]
+    pub fn hold(&self, owner: &OwnerId, ids: &[ChunkId]) -> ChunkHold {
+        let mut index = self.index();
+        let of_owner = index.owner(owner);
+        ids.iter().for_each(|id| of_owner.hold(*id));
+        ChunkHold { store: self.clone(), owner: owner.clone(), ids: ids.to_vec() }
+    }
+
+    /// Owners that have chunks here, and how much.
+    #[must_use]
+    pub fn usage(&self) -> Vec<OwnerUsage> {
+        let index = self.index();
+        let owners = index.owners.iter();
+        owners
+            .map(|(owner, of_owner)| OwnerUsage {
+                owner: owner.clone(),
+                chunks: of_owner.chunks.len() as u64,
+                bytes: of_owner.bytes,
+                damaged: of_owner.damaged.len() as u64,
+            })
+            .filter(|usage| usage.chunks > 0 || usage.damaged > 0)
+            .collect()
+    }
+
+    /// The owner's chunks that nobody put or was promised within `grace`, and nothing under way
+    /// needs.
+    #[must_use]
+    pub fn idle(&self, owner: &OwnerId, grace: Duration) -> Vec<ChunkId> {
+        let Some(before) = Instant::now().checked_sub(grace) else { return Vec::new() };
+        self.index().owners.get(owner).map(|it| it.idle(before)).unwrap_or_default()
+    }
+
+    /// Removes those of `ids` that are still idle for `grace`: the caller knows that nothing names
+    /// them. Damaged chunks set aside as long ago go as well.
+    ///
+    /// # Errors
+    /// [`ChunkError::Io`]; what was removed before stays removed.
+    pub async fn remove_idle(
+        &self,
+        owner: &OwnerId,
+        ids: Vec<ChunkId>,
+        grace: Duration,
+    ) -> Result<Collected, ChunkError> {
+        let Some(before) = Instant::now().checked_sub(grace) else {
+            return Ok(Collected::default());
+        };
+        let (store, owner) = (self.clone(), owner.clone());
+        blocking(move || {
+            let mut collected = Collected::default();
+            for id in ids {
+                // Under the lock, so that nobody is promised a chunk between look and removal.
+                let mut index = store.index();
+                let of_owner = index.owner(&owner);
+                if !of_owner.is_idle(id, before) {
+                    continue;
+                }
+                let path = store.path(&owner, id);
+                remove_file(&path)?;
+                collected.bytes += of_owner.remove(id).map_or(0, |entry| entry.length);
+                collected.chunks += 1;
+            }
+            store.remove_damaged(&owner, before)?;
+            let counters = store.counters();
+            counters.collected_chunks.fetch_add(collected.chunks, Ordering::Relaxed);
+            counters.collected_bytes.fetch_add(collected.bytes, Ordering::Relaxed);
+            Ok(collected)
+        })
+        .await
+    }
+
+    fn remove_damaged(&self, owner: &OwnerId, before: Instant) -> Result<(), ChunkError> {
+        let mut index = self.index();
+        let damaged = &mut index.owner(owner).damaged;
+        let old: Vec<_> =
+            damaged.iter().filter(|(_, it)| it.since <= before).map(|(id, _)| *id).collect();
+        for id in old {
+            let path = self.owner_directory(owner).join(format!("{QUARANTINE}{id}"));
+            remove_file(&path)?;
+            damaged.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Removes up to `most` of the owner's chunks that are idle for `grace` and that no member on
+    /// this node names; or says for whom that has to wait.
+    ///
+    /// # Errors
+    /// [`ChunkError::Io`].
+    pub async fn collect_unnamed(
+        &self,
+        pins: &ChunkPins,
+        owner: &OwnerId,
+        grace: Duration,
+        most: usize,
+    ) -> Result<Result<Collected, Waiting>, ChunkError> {
+        // In this order: what is named from here on was put, or promised, within the grace period.
+        let idle = self.idle(owner, grace);
+        let named = match pins.named(owner) {
+            Ok(named) => named,
+            Err(_) if idle.is_empty() => return Ok(Ok(Collected::default())),
+            Err(waiting) => return Ok(Err(waiting)),
+        };
+        let garbage = idle.into_iter().filter(|id| !named.contains(id)).take(most).collect();
+        self.remove_idle(owner, garbage, grace).await.map(Ok)
+    }
+
+    /// Removes the owner's chunks that are not in `live` and idle for `grace`, and damaged ones as
+    /// old.
+    ///
+    /// # Errors
+    /// [`ChunkError::Io`].
+    pub async fn collect(
+        &self,
+        owner: &OwnerId,
+        live: &HashSet<ChunkId>,
+        grace: Duration,
+    ) -> Result<Collected, ChunkError> {
+        let garbage = self.idle(owner, grace).into_iter().filter(|id| !live.contains(id)).collect();
+        self.remove_idle(owner, garbage, grace).await
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), ChunkError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Reads what one owner has, and removes what was half written.
+fn scan(directory: &Path, owner: &OwnerId, index: &mut Index) -> Result<(), ChunkError> {
+    let now = Instant::now();
+    let of_owner = index.owner(owner);
+    for name in files::names(directory)? {
+        let path = directory.join(&name);
+        if name.starts_with(TEMPORARY) {
+            remove_file(&path)?;
+        } else if let Some(Ok(id)) = name.strip_prefix(QUARANTINE).map(str::parse) {
+            of_owner.damaged.insert(id, Damage { since: now, is_repaired: false });
+        } else if let Ok(id) = name.parse() {
+            let length = fs::metadata(&path).map_err(failed("look at", &path))?.len();
+            of_owner.insert(id, length, now);
+        }
+    }
+    Ok(())
+}
