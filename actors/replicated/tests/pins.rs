@@ -174,7 +174,8 @@ impl World {
     }
 
     async fn collect(&self) {
-        let collected = self.store.collect_unnamed(&self.pins, &owner(), self.grace, 100);
+        let owner = owner();
+        let collected = self.store.collect_unnamed(&self.pins, &owner, self.grace, 100);
         let _waiting = collected.await.unwrap();
     }
 
@@ -234,7 +235,8 @@ async fn a_member_that_has_not_said_what_it_names_holds_everything() {
     world.store.put_many(&owner(), vec![content(1)]).await.unwrap();
     advance(GRACE * 2).await;
     world.pins.expect(holder(1));
-    let collect = || world.store.collect_unnamed(&world.pins, &owner(), GRACE, 100);
+    let owner = owner();
+    let collect = || world.store.collect_unnamed(&world.pins, &owner, GRACE, 100);
     let waiting = collect().await.unwrap().unwrap_err();
     assert!(waiting.to_string().contains("kernel-1 member 1"), "{waiting}");
     let registration =

@@ -1,4 +1,5 @@
-//! What a node says of its disk and its chunks: verbs `storage` and `purge` of `node.<id>`.
+//! What a node says of its disk and its chunks: verbs `storage`, `purge` and
+//! `named` of `node.<id>`.
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +96,22 @@ pub struct DamagedChunk {
 pub struct Purge {
     /// Which.
     pub kernel: KernelId,
+}
+
+/// What `named` takes: which of these does a kernel on the node name?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedAmong {
+    /// Whose.
+    pub owner: OwnerId,
+    /// Their hashes, in hexadecimal digits.
+    pub chunks: Vec<String>,
+}
+
+/// What `named` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// Positions in the list that was asked about.
+    pub positions: Vec<u32>,
 }
 
 /// What `purge` did.

@@ -13,6 +13,7 @@ use callboard_protocol::{
     control::*,
     kernel::*,
     node::{Beat, Kill, NodeExited},
+    storage::*,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -227,6 +228,37 @@ fn node_messages_keep_their_first_version() {
             suspects: vec![node(2)],
             python_problem: Some("no ipykernel".to_owned()),
             disk_level: None,
+        },
+    );
+}
+
+#[test]
+fn storage_messages_keep_their_first_version() {
+    holds("disk_beat", &DiskBeat { used_percent: 96, is_high: true });
+    holds("purge", &Purge { kernel: KernelId(uuid(3)) });
+    holds("purged", &Purged { chunks: 2, bytes: 3000, left: 1 });
+    let chunks = vec!["00ff".to_owned()];
+    holds("named_among", &NamedAmong { owner: OwnerId::default(), chunks });
+    holds("named", &Named { positions: vec![0, 7] });
+    holds(
+        "node_storage",
+        &NodeStorage {
+            node: node(1),
+            disk_used_bytes: 100,
+            disk_free_bytes: 50,
+            disk_high_water_percent: 95,
+            disk_is_high: false,
+            reserve_bytes: 10,
+            owner_quota_bytes: 0,
+            owners: vec![OwnerStorage { owner: OwnerId::default(), chunks: 2, bytes: 3000 }],
+            moved: Moved { stored_bytes: 1, sent_bytes: 2, received_bytes: 3, ..Moved::default() },
+            collector_waits: Some("waiting for 1 member".to_owned()),
+            damaged: vec![DamagedChunk {
+                owner: OwnerId::default(),
+                chunk: "00ff".to_owned(),
+                kernels: vec![uuid(3).to_string()],
+                is_repaired: true,
+            }],
         },
     );
 }

@@ -27,5 +27,5 @@ pub use node_actor::Crash;
 pub use python::check_python;
 pub use replicas::{MemberKey, ReplicaFactory, ReplicaHandle, Roster, SharedSpec};
 pub use run::{ExitReason, NodeOptions, run_node};
-pub use storage::{Reserve, ReservedDisk, Storage, StorageOptions};
+pub use storage::{ArchiveError, ObjectArchive, Reserve, ReservedDisk, Storage, StorageOptions};
 pub use sweep::{Swept, sweep};

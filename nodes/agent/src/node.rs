@@ -15,7 +15,7 @@ use callboard_protocol::{
     ActorKind, ClusterId, Envelope, GroupId, Incarnation, NodeId, Subject, node::NodeExited,
 };
 use callboard_replicated::{
-    Applied, Disk, Group, GroupOptions, OpenError, Replicator, ReplicatorOptions,
+    Applied, ChunkPins, Disk, Group, GroupOptions, OpenError, Replicator, ReplicatorOptions,
 };
 use callboard_runtime::{
     ChildSpec, OnExceeded, Restart, SupervisorHandle, SupervisorSettings, spawn_supervisor,
@@ -150,7 +150,7 @@ impl RunningNode {
             groups_at_start,
             pins: parts.storage.pins.clone(),
         };
-        let storage = storage_args(&parts)?;
+        let storage = storage_args(&parts, &group)?;
         let control = control_args(&parts, &membership, &group, &nodes, &revision);
         let node_actor = node_actor_args(&parts, &group, view, factory, &roster);
         let permanent = Restart::Permanent;
@@ -197,6 +197,12 @@ impl RunningNode {
     #[must_use]
     pub fn nodes(&self) -> watch::Receiver<NodesView> {
         self.nodes.clone()
+    }
+
+    /// Who names which chunks on it.
+    #[must_use]
+    pub fn pins(&self) -> ChunkPins {
+        self.storage.pins.clone()
     }
 
     /// The replicas it runs.
@@ -307,7 +313,7 @@ fn node_actor_args(
 
 /// What the keeper of the disk works with. Members that a former life left on the disk are
 /// expected to say which chunks they name.
-fn storage_args(parts: &NodeParts) -> Result<StorageArgs, NodeError> {
+fn storage_args(parts: &NodeParts, group: &Group<DesiredState>) -> Result<StorageArgs, NodeError> {
     for (kernel, replica) in parts.dir.noted_members()? {
         parts.storage.pins.expect((GroupId::from(kernel), replica));
     }
@@ -316,7 +322,8 @@ fn storage_args(parts: &NodeParts) -> Result<StorageArgs, NodeError> {
         node: parts.node.clone(),
         bus: parts.lanes.control.clone(),
         storage: parts.storage.clone(),
-        scrubbed: Arc::new(AtomicU64::new(0)),
+        group: group.clone(),
+        tally: Arc::default(),
     })
 }
 

@@ -6,7 +6,7 @@ use callboard_kernel::{NodeContext, NodeStats, PythonConfig, python::unpack_pack
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::NodeId;
 use callboard_replicated::{
-    ChunkExchange, ChunkStore, ChunkStoreOptions, RealDisk, ReplicatorOptions,
+    ChunkArchive, ChunkExchange, ChunkStore, ChunkStoreOptions, RealDisk, ReplicatorOptions,
 };
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
 use nix::{
@@ -27,7 +27,7 @@ use crate::{
     node_actor::Crash,
     python::check_python,
     replicas::ReplicaFactory,
-    storage::{Reserve, ReservedDisk, Storage, StorageOptions},
+    storage::{ObjectArchive, Reserve, ReservedDisk, Storage, StorageOptions, wait_for_room},
     sweep::sweep,
 };
 
@@ -143,10 +143,10 @@ async fn start(
     options: &NodeOptions,
     python: watch::Receiver<Option<String>>,
 ) -> Result<RunningNode, NodeError> {
+    wait_for_room(&options.data_dir, options.storage.disk_reserve_bytes).await;
     let machine = MachineId::of_this_machine();
     let dir = DataDir::open(&options.data_dir, &options.node, &machine, options.adopt_directory)?;
     let dir = Arc::new(dir);
-    // Before anything is written: the disk may be full.
     let reserve = Arc::new(Reserve::open(dir.root(), options.storage.disk_reserve_bytes));
     let incarnation = dir.begin_life()?;
     let previous_end = dir.take_last_end();
@@ -169,9 +169,16 @@ async fn start(
     );
     let (pins, disk) = (storage.pins.clone(), storage.refusal());
     let cluster = options.credentials.cluster.clone();
-    let exchange =
-        ChunkExchange::serve(lanes.bulk.clone(), cluster, options.node.clone(), chunks.clone())
-            .await?;
+    let archive = ObjectArchive::open(&options.storage.object_store_url, &cluster)?;
+    let storage = storage.with_archive(archive.clone());
+    let exchange = ChunkExchange::serve_with(
+        lanes.bulk.clone(),
+        cluster,
+        options.node.clone(),
+        chunks.clone(),
+        archive.map(|archive| archive as Arc<dyn ChunkArchive>),
+    )
+    .await?;
     let package_dir = unpack_package(&dir.root().join("python"))
         .map_err(|error| NodeError::Package(error.to_string()))?;
     let parts = NodeParts {

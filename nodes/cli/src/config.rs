@@ -59,6 +59,8 @@ pub struct ClusterConfig {
     pub disk_reserve_mib: u64,
     /// How fast chunks are read to find damage; 0 reads none.
     pub scrub_mib_per_s: u64,
+    /// Where a copy of the chunks is kept; empty for none.
+    pub object_store_url: String,
 }
 
 impl Default for ClusterConfig {
@@ -83,6 +85,7 @@ impl Default for ClusterConfig {
             disk_high_water_percent: 95,
             disk_reserve_mib: 64,
             scrub_mib_per_s: 4,
+            object_store_url: String::new(),
         }
     }
 }
@@ -201,6 +204,14 @@ impl ClusterConfig {
         check(
             (1..=100).contains(&mark),
             format!("disk_high_water_percent is {mark}; use 1 to 100"),
+        );
+        let url = &self.object_store_url;
+        check(
+            url.is_empty() || url.starts_with("file:///") || url.starts_with("s3://"),
+            format!(
+                "object_store_url is '{url}'; use file:///directory or s3://bucket/prefix, or \
+                 leave it empty"
+            ),
         );
         problems
     }

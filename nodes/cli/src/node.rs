@@ -89,6 +89,7 @@ pub async fn run(args: NodeArgs) -> Outcome {
             disk_high_water_percent: config.disk_high_water_percent,
             disk_reserve_bytes: config.disk_reserve_mib.saturating_mul(MIB),
             scrub_bytes_per_s: config.scrub_mib_per_s.saturating_mul(MIB),
+            object_store_url: config.object_store_url,
         },
     };
     match run_node(options).await {

@@ -75,6 +75,7 @@ pub(super) async fn spread(
         }
         if stored_on.len() + 1 >= majority {
             pushes.detach_all();
+            memory.clear();
             return Ok(());
         }
         if let Some(why) = full.values().next()
@@ -91,7 +92,7 @@ async fn hashed(chunks: Vec<Bytes>) -> (Vec<ChunkId>, InMemory) {
     let hash = move || {
         let named = chunks.into_iter().map(|bytes| (ChunkId::of(&bytes), bytes));
         let named: Vec<_> = named.collect();
-        (named.iter().map(|(id, _)| *id).collect(), Arc::new(named.into_iter().collect()))
+        (named.iter().map(|(id, _)| *id).collect(), InMemory::new(named.into_iter().collect()))
     };
     tokio::task::spawn_blocking(hash).await.unwrap_or_default()
 }
@@ -104,8 +105,7 @@ async fn store(
     memory: &InMemory,
 ) -> Result<(), String> {
     loop {
-        let chunks = memory.iter().map(|(id, bytes)| (*id, bytes.clone())).collect();
-        match context.chunks.put_many(owner, chunks).await {
+        match context.chunks.put_many(owner, memory.all()).await {
             Ok(()) => return Ok(()),
             Err(error) if error.is_no_room() => {
                 return Err(format!("{} has no room for it: {error}", context.node));
@@ -191,7 +191,8 @@ fn is_current(metrics: &GroupMetrics) -> bool {
         Role::Follower | Role::Learner => metrics.leader.is_some(),
         Role::Candidate | Role::Stopped => false,
     };
-    metrics.running && is_in_touch && metrics.applied == metrics.last_log
+    let has_all = metrics.applied.is_some() && metrics.applied == metrics.last_log;
+    metrics.running && is_in_touch && has_all
 }
 
 impl ChunkKeeper {
@@ -222,6 +223,9 @@ impl ChunkKeeper {
                 let missing = context.chunks.missing(&owner, &ids);
                 tell(&me, Internal::BaseReadable(missing.is_empty()));
                 if missing.is_empty() {
+                    if group.is_leader() {
+                        context.exchange.offer(&owner, &ids);
+                    }
                     tokio::select! {
                         () = woken.notified() => {}
                         _ = damage.changed() => {}

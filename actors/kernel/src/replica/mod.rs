@@ -179,6 +179,10 @@ impl Actor for Replica {
                     python.kill();
                 }
             }
+            ReplicaMsg::Internal(Internal::Tick) if !state.group.metrics().borrow().running => {
+                // A snapshot that finds no room ends Raft for this group: it begins anew.
+                return Err("its Raft stopped; it is opened again from its log".into());
+            }
             ReplicaMsg::Internal(internal) => state.internal(internal),
         }
         Ok(())
@@ -210,7 +214,11 @@ impl ReplicaState {
             }
             Internal::RestoreRead(term, result) => self.restore_read(term, result),
             Internal::Nodes => self.nodes_changed(),
-            Internal::Membership => self.membership_changed(),
+            Internal::Membership => {
+                // Another leader copies to the object store.
+                self.chunk_keeper.look();
+                self.membership_changed();
+            }
             Internal::MembershipChanged => {
                 // The next step is looked for at the next tick.
                 self.changing_members = false;

@@ -12,9 +12,10 @@ use callboard_protocol::OwnerId;
 use tokio::time::Instant;
 
 use super::{
+    error::ChunkError,
     files::{self, ChunkStep, failed},
     id::ChunkId,
-    store::{CHUNK_LENGTH_MAX, ChunkError, ChunkStore, TEMPORARY, blocking},
+    store::{CHUNK_LENGTH_MAX, ChunkStore, TEMPORARY, blocking},
 };
 
 /// A chunk's bytes under a temporary name. Dropped without a commit, they are removed.

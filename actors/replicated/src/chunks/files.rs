@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use super::store::ChunkError;
+use super::error::ChunkError;
 
 /// From this many new files on, one `syncfs` of the whole file system is cheaper than an fsync per
 /// file, though others' dirty pages may be among what it waits for.

@@ -3,8 +3,8 @@
 use std::{fs, io, path::Path};
 
 use super::{
+    error::ChunkError,
     files::{self, failed},
-    store::ChunkError,
 };
 
 /// The layout this version reads and writes: one file per chunk, `<owner>/<hash>`.

@@ -4,6 +4,8 @@
 //! so it never changes; it is there whole and durable, or not at all.
 
 mod batch;
+mod collect;
+mod error;
 mod files;
 mod format;
 mod id;
@@ -12,10 +14,11 @@ mod pins;
 mod store;
 
 pub(crate) use batch::Staged;
+pub use error::ChunkError;
 pub use files::{ChunkFaults, ChunkStep};
 pub use id::{ChunkId, ChunkIdError};
 pub use pins::{ChunkPins, Holder, Waiting, Witness};
 pub use store::{
-    CHUNK_LENGTH_MAX, ChunkCounters, ChunkError, ChunkHold, ChunkStore, ChunkStoreOptions,
-    Collected, OwnerUsage,
+    CHUNK_LENGTH_MAX, ChunkCounters, ChunkHold, ChunkStore, ChunkStoreOptions, Collected,
+    OwnerUsage,
 };

@@ -5,7 +5,6 @@
 //! chunk is set aside and from then on missing, so that it is fetched from a peer and never served.
 
 use std::{
-    collections::HashSet,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -13,7 +12,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,108 +19,17 @@ use callboard_protocol::OwnerId;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
+    error::ChunkError,
     files::{self, ChunkFaults, ChunkStep, failed},
     format,
     id::ChunkId,
     index::{Damage, Index},
-    pins::{ChunkPins, Waiting},
 };
 
 /// Largest chunk in bytes: it is held in memory while it is hashed and sent.
 pub const CHUNK_LENGTH_MAX: usize = 64 << 20;
 pub(super) const TEMPORARY: &str = "tmp-";
-const QUARANTINE: &str = "damaged-";
-
-/// Why the store could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum ChunkError {
-    /// The disk refused.
-    #[error("the chunk store cannot {what} {path}: {source}", path = path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the disk said.
-        source: io::Error,
-    },
-    /// There is no room.
-    #[error("the disk is full: cannot {what} {path}; free space on it", path = path.display())]
-    Full {
-        /// What was tried.
-        what: &'static str,
-        /// On which file.
-        path: PathBuf,
-    },
-    /// The owner may not store more on this node.
-    #[error(
-        "{wanted_bytes} bytes more are over the quota of {quota_bytes} bytes that owner '{owner}' \
-         has on this node, of which {used_bytes} are in use; delete variables or stop kernels"
-    )]
-    OverQuota {
-        /// Whose.
-        owner: OwnerId,
-        /// In use.
-        used_bytes: u64,
-        /// Asked for.
-        wanted_bytes: u64,
-        /// Allowed.
-        quota_bytes: u64,
-    },
-    /// The chunk's bytes are not what its name says. It was set aside and is missing now.
-    #[error("chunk {0} is damaged on this disk; it was set aside and must be fetched from a peer")]
-    Corrupt(ChunkId),
-    /// The chunk is not here.
-    #[error("chunk {0} is not on this disk")]
-    Missing(ChunkId),
-    /// Too much for one chunk.
-    #[error(
-        "{length} bytes are over the limit of {CHUNK_LENGTH_MAX} bytes for one chunk; split it"
-    )]
-    TooLarge {
-        /// How much.
-        length: usize,
-    },
-    /// The store was written by another version.
-    #[error(
-        "the chunks in {path} have format {found}, this version of Callboard knows format {known}: \
-         start the version that wrote them, or move the folder away and let the chunks be fetched \
-         from the other nodes",
-        path = path.display()
-    )]
-    Format {
-        /// The store.
-        path: PathBuf,
-        /// Its format.
-        found: u32,
-        /// The one that can be read.
-        known: u32,
-    },
-    /// What the store says of its version makes no sense.
-    #[error(
-        "{path} does not say which format the chunks beside it have: restore it from a copy, or \
-         move the folder away and let the chunks be fetched from the other nodes",
-        path = path.display()
-    )]
-    FormatUnreadable {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A sync failed before: nothing more is promised in this life of the node.
-    #[error("the chunk store failed ({0}); the node must be started again")]
-    Failed(String),
-    /// The blocking task was stopped with its runtime.
-    #[error("the chunk store is shutting down")]
-    Stopped,
-}
-
-impl ChunkError {
-    /// Whether the bytes found no room: more of them later may.
-    #[must_use]
-    pub fn is_no_room(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::OverQuota { .. })
-    }
-}
+pub(super) const QUARANTINE: &str = "damaged-";
 
 /// What was collected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -433,106 +340,9 @@ impl ChunkStore {
             .filter(|usage| usage.chunks > 0 || usage.damaged > 0)
             .collect()
     }
-
-    /// The owner's chunks that nobody put or was promised within `grace`, and nothing under way
-    /// needs.
-    #[must_use]
-    pub fn idle(&self, owner: &OwnerId, grace: Duration) -> Vec<ChunkId> {
-        let Some(before) = Instant::now().checked_sub(grace) else { return Vec::new() };
-        self.index().owners.get(owner).map(|it| it.idle(before)).unwrap_or_default()
-    }
-
-    /// Removes those of `ids` that are still idle for `grace`: the caller knows that nothing names
-    /// them. Damaged chunks set aside as long ago go as well.
-    ///
-    /// # Errors
-    /// [`ChunkError::Io`]; what was removed before stays removed.
-    pub async fn remove_idle(
-        &self,
-        owner: &OwnerId,
-        ids: Vec<ChunkId>,
-        grace: Duration,
-    ) -> Result<Collected, ChunkError> {
-        let Some(before) = Instant::now().checked_sub(grace) else {
-            return Ok(Collected::default());
-        };
-        let (store, owner) = (self.clone(), owner.clone());
-        blocking(move || {
-            let mut collected = Collected::default();
-            for id in ids {
-                // Under the lock, so that nobody is promised a chunk between look and removal.
-                let mut index = store.index();
-                let of_owner = index.owner(&owner);
-                if !of_owner.is_idle(id, before) {
-                    continue;
-                }
-                let path = store.path(&owner, id);
-                remove_file(&path)?;
-                collected.bytes += of_owner.remove(id).map_or(0, |entry| entry.length);
-                collected.chunks += 1;
-            }
-            store.remove_damaged(&owner, before)?;
-            let counters = store.counters();
-            counters.collected_chunks.fetch_add(collected.chunks, Ordering::Relaxed);
-            counters.collected_bytes.fetch_add(collected.bytes, Ordering::Relaxed);
-            Ok(collected)
-        })
-        .await
-    }
-
-    fn remove_damaged(&self, owner: &OwnerId, before: Instant) -> Result<(), ChunkError> {
-        let mut index = self.index();
-        let damaged = &mut index.owner(owner).damaged;
-        let old: Vec<_> =
-            damaged.iter().filter(|(_, it)| it.since <= before).map(|(id, _)| *id).collect();
-        for id in old {
-            let path = self.owner_directory(owner).join(format!("{QUARANTINE}{id}"));
-            remove_file(&path)?;
-            damaged.remove(&id);
-        }
-        Ok(())
-    }
-
-    /// Removes up to `most` of the owner's chunks that are idle for `grace` and that no member on
-    /// this node names; or says for whom that has to wait.
-    ///
-    /// # Errors
-    /// [`ChunkError::Io`].
-    pub async fn collect_unnamed(
-        &self,
-        pins: &ChunkPins,
-        owner: &OwnerId,
-        grace: Duration,
-        most: usize,
-    ) -> Result<Result<Collected, Waiting>, ChunkError> {
-        // In this order: what is named from here on was put, or promised, within the grace period.
-        let idle = self.idle(owner, grace);
-        let named = match pins.named(owner) {
-            Ok(named) => named,
-            Err(_) if idle.is_empty() => return Ok(Ok(Collected::default())),
-            Err(waiting) => return Ok(Err(waiting)),
-        };
-        let garbage = idle.into_iter().filter(|id| !named.contains(id)).take(most).collect();
-        self.remove_idle(owner, garbage, grace).await.map(Ok)
-    }
-
-    /// Removes the owner's chunks that are not in `live` and idle for `grace`, and damaged ones as
-    /// old.
-    ///
-    /// # Errors
-    /// [`ChunkError::Io`].
-    pub async fn collect(
-        &self,
-        owner: &OwnerId,
-        live: &HashSet<ChunkId>,
-        grace: Duration,
-    ) -> Result<Collected, ChunkError> {
-        let garbage = self.idle(owner, grace).into_iter().filter(|id| !live.contains(id)).collect();
-        self.remove_idle(owner, garbage, grace).await
-    }
 }
 
-fn remove_file(path: &Path) -> Result<(), ChunkError> {
+pub(super) fn remove_file(path: &Path) -> Result<(), ChunkError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         _ => Ok(()),

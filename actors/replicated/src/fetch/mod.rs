@@ -119,6 +119,9 @@ pub trait ChunkArchive: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// A sentence.
     async fn read(&self, owner: &OwnerId, id: ChunkId) -> Result<Option<Bytes>, String>;
+
+    /// Copies chunks of this node there, some time.
+    fn offer(&self, owner: &OwnerId, ids: &[ChunkId]);
 }
 
 struct Inner {
@@ -218,6 +221,13 @@ impl ChunkExchange {
 
     fn tasks(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies chunks of this node to the archive, if there is one, some time.
+    pub fn offer(&self, owner: &OwnerId, ids: &[ChunkId]) {
+        if let Some(archive) = &self.inner.archive {
+            archive.offer(owner, ids);
+        }
     }
 
     /// Stops answering.

@@ -1,6 +1,10 @@
 //! Sends chunks: asks what the other node lacks, streams that, and gets one receipt for all.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use callboard_protocol::{NodeId, OwnerId};
@@ -25,7 +29,35 @@ const BUSY_PAUSE: Duration = Duration::from_millis(100);
 const BUSY_TRIES_MAX: u32 = 100;
 
 /// Chunks at hand in memory, which need not be read from the disk to be sent.
-pub type InMemory = Arc<HashMap<ChunkId, Bytes>>;
+/// Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct InMemory {
+    chunks: Arc<RwLock<HashMap<ChunkId, Bytes>>>,
+}
+
+impl InMemory {
+    /// These chunks.
+    #[must_use]
+    pub fn new(chunks: HashMap<ChunkId, Bytes>) -> Self {
+        Self { chunks: Arc::new(RwLock::new(chunks)) }
+    }
+
+    fn get(&self, id: ChunkId) -> Option<Bytes> {
+        self.chunks.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<(ChunkId, Bytes)> {
+        let chunks = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
+        chunks.iter().map(|(id, bytes)| (*id, bytes.clone())).collect()
+    }
+
+    /// Lets the bytes go: whoever still sends them reads them from the disk.
+    pub fn clear(&self) {
+        self.chunks.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
 
 impl ChunkExchange {
     /// Sends chunks to a node; `Ok` means that all are durable there and kept for a grace period.
@@ -72,8 +104,8 @@ impl ChunkExchange {
         id: ChunkId,
         memory: &InMemory,
     ) -> Result<Bytes, ExchangeError> {
-        if let Some(bytes) = memory.get(&id) {
-            return Ok(bytes.clone());
+        if let Some(bytes) = memory.get(id) {
+            return Ok(bytes);
         }
         Ok(self.inner.store.get(owner, id).await?.ok_or(ChunkError::Missing(id))?)
     }

@@ -158,3 +158,31 @@ pub(super) fn positions(ids: &[ChunkId], is_wanted: impl Fn(&ChunkId) -> bool) -
 pub(super) fn at(ids: &[ChunkId], positions: &[u32]) -> Vec<ChunkId> {
     positions.iter().filter_map(|at| ids.get(*at as usize).copied()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::types::{decode, encode};
+
+    #[test]
+    fn messages_keep_their_first_version() {
+        let (owner, id) = (OwnerId::default(), ChunkId::from([0x11; 32]));
+        let (name, ids) = (hex::encode("default"), "11".repeat(32));
+        let is = |bytes: Vec<u8>, golden: String| assert_eq!(hex::encode(bytes), golden);
+        let lack = Lack { owner: owner.clone(), ids: Ids::new(&[id]), verify: true };
+        is(encode(&lack).unwrap(), format!("93a7{name}c420{ids}c3"));
+        let lacking = LackAnswer { lacking: vec![3], unsealed: false };
+        is(encode(&lacking).unwrap(), "929103c2".to_owned());
+        let bytes = Bytes::from_static(b"ab");
+        let piece = Piece { id: Ids::new(&[id]), length: 5, offset: 2, bytes };
+        let send = Send { owner: owner.clone(), pieces: vec![piece] };
+        is(encode(&send).unwrap(), format!("92a7{name}9194c420{ids}0502c4026162"));
+        let no_room = SendAnswer::NoRoom("x".to_owned());
+        is(encode(&no_room).unwrap(), format!("81a6{}a178", hex::encode("NoRoom")));
+        is(encode(&SealAnswer::Durable).unwrap(), format!("a7{}", hex::encode("Durable")));
+        let fetch = Fetch { owner, ids: Ids::new(&[id]), offset: 7 };
+        is(encode(&fetch).unwrap(), format!("93a7{name}c420{ids}07"));
+        let read: Fetch = decode(&encode(&fetch).unwrap()).unwrap();
+        assert_eq!((read.ids.to_vec(), read.ids.one(), read.offset), (vec![id], Some(id), 7));
+    }
+}

@@ -1,7 +1,9 @@
 //! One round of the collector: chunks go that nothing on this node names and nobody was promised
 //! within the grace period.
 
-use callboard_protocol::{GroupId, KernelId, storage::Purged};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use callboard_protocol::{OwnerId, storage::Purged};
 use callboard_replicated::{ChunkError, ChunkId, RECEIPT_VALID};
 
 use super::Storage;
@@ -28,24 +30,27 @@ pub(super) async fn collect(storage: &Storage) -> Result<Option<String>, ChunkEr
 
 /// Removes what the members of a kernel that was stopped named and nobody else does, without the
 /// grace period: only what something else of the owner was promised a moment ago stays.
-pub(super) async fn purge(storage: &Storage, kernel: KernelId) -> Result<Purged, ChunkError> {
+pub(super) async fn purge(
+    storage: &Storage,
+    departed: &[(OwnerId, Arc<BTreeSet<ChunkId>>)],
+) -> Result<Purged, ChunkError> {
     let Storage { chunks, pins, .. } = storage;
     let mut purged = Purged::default();
-    for (owner, departed) in pins.take_departed(&GroupId::from(kernel)) {
-        let is_shared = pins.has_owner(&owner);
-        let named = match pins.named(&owner) {
+    for (owner, departed) in departed {
+        let is_shared = pins.has_owner(owner);
+        let named = match pins.named(owner) {
             Ok(named) => named,
             Err(waiting) => {
-                tracing::info!(%kernel, %waiting, "its chunks go when that is known");
+                tracing::info!(%waiting, "purged chunks go when that is known");
                 purged.left += departed.len() as u64;
                 continue;
             }
         };
-        let grace = if is_shared { RECEIPT_VALID * 2 } else { std::time::Duration::ZERO };
+        let grace = if is_shared { RECEIPT_VALID * 2 } else { Duration::ZERO };
         let garbage: Vec<ChunkId> =
             departed.iter().filter(|id| !named.contains(id)).copied().collect();
         let asked = garbage.len() as u64;
-        let gone = chunks.remove_idle(&owner, garbage, grace).await?;
+        let gone = chunks.remove_idle(owner, garbage, grace).await?;
         purged.chunks += gone.chunks;
         purged.bytes += gone.bytes;
         purged.left += asked - gone.chunks;

@@ -9,15 +9,25 @@ use std::{
     time::Duration,
 };
 
+use callboard_control::DesiredState;
 use callboard_protocol::{
     ActorKind, ClusterId, Fault, FaultCode, GroupId, KernelId, NodeId, Subject, SubjectPattern,
-    storage::{DamagedChunk, DiskBeat, Moved, NodeStorage, OwnerStorage, Purge, Purged},
+    storage::{
+        DamagedChunk, DiskBeat, Moved, Named, NamedAmong, NodeStorage, OwnerStorage, Purge, Purged,
+    },
 };
+use callboard_replicated::{ChunkId, Group};
 use callboard_transport::{Bus, Message, typed};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{Storage, collect, disk::Announced, scrub};
+use super::{
+    Storage,
+    archive::{self, Sweeper},
+    collect,
+    disk::Announced,
+    scrub,
+};
 
 /// How often the disk is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -39,7 +49,16 @@ pub(crate) struct StorageArgs {
     pub(crate) node: NodeId,
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) storage: Storage,
-    pub(crate) scrubbed: Arc<AtomicU64>,
+    pub(crate) group: Group<DesiredState>,
+    pub(crate) tally: Arc<Tally>,
+}
+
+/// Counters of this life of the node; they survive restarts of the actor.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) scrubbed_chunks: AtomicU64,
+    pub(crate) archived_chunks: AtomicU64,
+    pub(crate) archived_bytes: AtomicU64,
 }
 
 /// What the keeper is told, all by its own tasks.
@@ -48,6 +67,8 @@ pub(crate) enum StorageMsg {
     Look,
     /// Somebody asks how it is.
     Storage(Box<Message>),
+    /// The sweeper of the object store asks what is named here.
+    Named(Box<Message>),
     /// Somebody wants a stopped kernel's chunks gone.
     Purge(Box<Message>),
 }
@@ -76,6 +97,7 @@ impl Actor for StorageKeeper {
         let mut tasks = JoinSet::new();
         for (verb, wrap) in [
             ("storage", StorageMsg::Storage as fn(Box<Message>) -> StorageMsg),
+            ("named", StorageMsg::Named),
             ("purge", StorageMsg::Purge),
         ] {
             let subject = Subject::actor(&args.cluster, ActorKind::Node, &args.node, verb);
@@ -99,7 +121,13 @@ impl Actor for StorageKeeper {
                 }
             }
         });
-        tasks.spawn(scrub::scrub(args.storage.clone(), args.scrubbed.clone()));
+        tasks.spawn(scrub::scrub(args.storage.clone(), args.tally.clone()));
+        if let Some(archive) = args.storage.archive.clone() {
+            let chunks = args.storage.chunks.clone();
+            tasks.spawn(archive.clone().upload(chunks, args.tally.clone()));
+            let grace = args.storage.options.chunk_grace;
+            tasks.spawn(args.sweeper().sweep_for_ever(archive, grace));
+        }
         Ok(StorageState { args, looks: 0, high_since: None, collector_waits: None, tasks })
     }
 
@@ -114,6 +142,9 @@ impl Actor for StorageKeeper {
             StorageMsg::Storage(message) => {
                 let storage = state.describe();
                 answer(&state.args.bus, &message, Ok(storage)).await;
+            }
+            StorageMsg::Named(message) => {
+                answer(&state.args.bus, &message, state.named(&message)).await;
             }
             StorageMsg::Purge(message) => state.purge(*message),
         }
@@ -176,7 +207,7 @@ impl StorageState {
     }
 
     fn describe(&self) -> NodeStorage {
-        let StorageArgs { node, storage, scrubbed, .. } = &self.args;
+        let StorageArgs { node, storage, tally, .. } = &self.args;
         let now = storage.level.borrow().clone();
         let usage = storage.chunks.usage().into_iter();
         let damaged = storage.chunks.damaged().into_iter().take(DAMAGED_SHOWN_MAX);
@@ -191,7 +222,7 @@ impl StorageState {
             owners: usage
                 .map(|it| OwnerStorage { owner: it.owner, chunks: it.chunks, bytes: it.bytes })
                 .collect(),
-            moved: moved(storage, scrubbed),
+            moved: moved(storage, tally),
             collector_waits: self.collector_waits.clone(),
             damaged: damaged
                 .map(|(owner, id, is_repaired)| DamagedChunk {
@@ -204,11 +235,21 @@ impl StorageState {
         }
     }
 
+    fn named(&self, message: &Message) -> Result<Named, Fault> {
+        let asked: NamedAmong = typed::decode(message)?;
+        let named = self.args.storage.pins.named(&asked.owner);
+        let named =
+            named.map_err(|waiting| Fault::new(FaultCode::Unavailable, waiting.to_string()))?;
+        let is_named = |text: &str| text.parse::<ChunkId>().is_ok_and(|id| named.contains(&id));
+        let positions = (0..).zip(&asked.chunks).filter(|(_, text)| is_named(text.as_str()));
+        Ok(Named { positions: positions.map(|(position, _)| position).collect() })
+    }
+
     fn purge(&mut self, message: Message) {
-        let (bus, storage) = (self.args.bus.clone(), self.args.storage.clone());
+        let (bus, args) = (self.args.bus.clone(), self.args.clone());
         self.tasks.spawn(async move {
             let result = match typed::decode::<Purge>(&message) {
-                Ok(Purge { kernel }) => purge(&storage, kernel).await,
+                Ok(Purge { kernel }) => purge(&args, kernel).await,
                 Err(fault) => Err(fault),
             };
             answer(&bus, &message, result).await;
@@ -217,7 +258,8 @@ impl StorageState {
 }
 
 /// Waits until the kernel's members here are gone, then removes what only they named.
-async fn purge(storage: &Storage, kernel: KernelId) -> Result<Purged, Fault> {
+async fn purge(args: &StorageArgs, kernel: KernelId) -> Result<Purged, Fault> {
+    let storage = &args.storage;
     let until = Instant::now() + PURGE_PATIENCE;
     while storage.pins.has_group(&GroupId::from(kernel)) {
         if Instant::now() >= until {
@@ -229,11 +271,26 @@ async fn purge(storage: &Storage, kernel: KernelId) -> Result<Purged, Fault> {
         }
         tokio::time::sleep(PURGE_POLL).await;
     }
-    let purged = collect::purge(storage, kernel).await;
-    purged.map_err(|error| Fault::maybe_executed(FaultCode::Internal, error.to_string()))
+    let departed = storage.pins.take_departed(&GroupId::from(kernel));
+    let purged = collect::purge(storage, &departed).await;
+    let purged =
+        purged.map_err(|error| Fault::maybe_executed(FaultCode::Internal, error.to_string()))?;
+    if let Some(archive) = &storage.archive {
+        for (owner, chunks) in &departed {
+            archive::forget(&args.sweeper(), archive, owner, chunks).await;
+        }
+    }
+    Ok(purged)
 }
 
-fn moved(storage: &Storage, scrubbed: &AtomicU64) -> Moved {
+impl StorageArgs {
+    fn sweeper(&self) -> Sweeper {
+        let (cluster, bus) = (self.cluster.clone(), self.bus.clone());
+        Sweeper { cluster, bus, group: self.group.clone() }
+    }
+}
+
+fn moved(storage: &Storage, tally: &Tally) -> Moved {
     let counters = storage.chunks.counters();
     let read = |counter: &AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
     Moved {
@@ -244,7 +301,8 @@ fn moved(storage: &Storage, scrubbed: &AtomicU64) -> Moved {
         damaged_chunks: read(&counters.damaged_chunks),
         collected_chunks: read(&counters.collected_chunks),
         collected_bytes: read(&counters.collected_bytes),
-        scrubbed_chunks: read(scrubbed),
-        ..Moved::default()
+        scrubbed_chunks: read(&tally.scrubbed_chunks),
+        archived_chunks: read(&tally.archived_chunks),
+        archived_bytes: read(&tally.archived_bytes),
     }
 }

@@ -1,8 +1,9 @@
 //! What lies on the node's disk: who may put more there, what goes, what is damaged.
 //!
-//! [`Storage`] is made before the node starts, since even its first file may find the disk full.
+//! [`Storage`] is made before the node starts, since its log may find the disk full.
 //! [`StorageKeeper`] is the actor that looks after it.
 
+mod archive;
 mod collect;
 mod disk;
 mod keeper;
@@ -14,9 +15,11 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use callboard_replicated::{ChunkPins, ChunkStore};
 use tokio::sync::watch;
 
+pub use archive::{ArchiveError, ObjectArchive};
 pub use disk::ReservedDisk;
 pub(crate) use keeper::{StorageArgs, StorageKeeper};
 pub use reserve::Reserve;
+pub(crate) use reserve::wait_for_room;
 
 /// How a node's disk is used.
 #[derive(Debug, Clone)]
@@ -31,6 +34,8 @@ pub struct StorageOptions {
     pub disk_reserve_bytes: u64,
     /// Bytes of chunks per second that are read to find damage; 0 reads none.
     pub scrub_bytes_per_s: u64,
+    /// Where a copy of the chunks is kept; empty for none.
+    pub object_store_url: String,
 }
 
 impl Default for StorageOptions {
@@ -41,6 +46,7 @@ impl Default for StorageOptions {
             disk_high_water_percent: 95,
             disk_reserve_bytes: 64 << 20,
             scrub_bytes_per_s: 4 << 20,
+            object_store_url: String::new(),
         }
     }
 }
@@ -56,6 +62,8 @@ pub struct Storage {
     pub root: PathBuf,
     /// What is set aside for a full disk.
     pub reserve: Arc<Reserve>,
+    /// Where a copy of the chunks is kept, if one is.
+    pub archive: Option<Arc<ObjectArchive>>,
     /// How it is used.
     pub options: StorageOptions,
     pub(crate) level: Arc<watch::Sender<disk::Announced>>,
@@ -76,10 +84,17 @@ impl Storage {
             pins: ChunkPins::default(),
             root,
             reserve,
+            archive: None,
             options,
             level: Arc::new(watch::Sender::new(disk::Announced::default())),
             refusal: Arc::new(watch::Sender::new(None)),
         }
+    }
+
+    /// The same with a copy of the chunks in an object store.
+    #[must_use]
+    pub fn with_archive(self, archive: Option<Arc<ObjectArchive>>) -> Self {
+        Self { archive, ..self }
     }
 
     /// Why no new cells are taken, if so.

@@ -6,12 +6,17 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use callboard_policy::disk::DiskLevel;
 use nix::{fcntl::posix_fallocate, sys::statvfs::statvfs};
 
 const FILE: &str = "reserve";
+/// Bytes that must be free for a node to start.
+const START_BYTES_MIN: u64 = 1 << 20;
+/// Between two looks at a disk that is full.
+const ROOM_POLL: Duration = Duration::from_secs(1);
 
 /// The reserve of one data directory.
 #[derive(Debug)]
@@ -33,6 +38,26 @@ pub(crate) fn level(directory: &Path) -> io::Result<DiskLevel> {
         used_bytes: used.saturating_mul(unit),
         free_bytes: stat.blocks_available().saturating_mul(unit),
     })
+}
+
+/// Waits until there is room enough to start: a log that cannot be written to would only end the
+/// process again. A reserve that a former life left is given up for it.
+pub(crate) async fn wait_for_room(root: &Path, reserve_bytes: u64) {
+    let mut is_told = false;
+    while let Ok(now) = level(root)
+        && now.free_bytes < START_BYTES_MIN
+    {
+        if reserve_bytes > 0 && fs::remove_file(root.join(FILE)).is_ok() {
+            tracing::error!("the disk is full: its reserve is given up");
+            continue;
+        }
+        if !is_told {
+            let (root, free) = (root.display(), now.free_bytes);
+            tracing::error!(%root, free, "the disk is full: free space on it, and the node starts");
+            is_told = true;
+        }
+        tokio::time::sleep(ROOM_POLL).await;
+    }
 }
 
 impl Reserve {

@@ -1,6 +1,8 @@
 //! Several nodes in one process, on an in-memory bus, simulated disks and a paused clock, with
 //! replicas that do no more than exist.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 mod fake;
 
 use std::{
@@ -154,6 +156,11 @@ impl TestCluster {
         });
         let (path, at) = found.expect("the kernel has no record");
         self.disk(n).flip_bit(&path, at + name.len() + 1, 3);
+    }
+
+    /// The data directory of a node.
+    pub(crate) fn directory(&self, n: u32) -> &std::path::Path {
+        self.machines[&n].directory.path()
     }
 
     pub(crate) fn running(&self, n: u32) -> &RunningNode {
