@@ -365,6 +365,28 @@ async fn chunks_come_from_several_peers_at_once_each_giving_what_it_has() {
 }
 
 #[tokio::test]
+async fn what_a_sender_that_left_off_brought_is_not_fetched_again() {
+    let net = MemoryNet::new(11, FaultPlan::default());
+    let ((_a, from), (_b, to)) = (store(), store());
+    let sender = exchange(&net, "from", &from).await;
+    let receiver = exchange(&net, "to", &to).await;
+    let chunks = many(200, 50_000);
+    from.put_many(&owner(), chunks.clone()).await.unwrap();
+    let pushing = {
+        let (owner, wanted) = (owner(), ids(&chunks));
+        tokio::spawn(async move { sender.push(&node("to"), &owner, &wanted).await })
+    };
+    while to.counters().received_bytes.load(Relaxed) < 100 * 50_000 {
+        tokio::task::yield_now().await;
+    }
+    pushing.abort();
+    receiver.pull(&[node("from")], &owner(), &ids(&chunks)).await.unwrap();
+    assert!(to.missing(&owner(), &ids(&chunks)).is_empty());
+    let received = to.counters().received_bytes.load(Relaxed);
+    assert!(received < 260 * 50_000, "of 200 chunks {} were sent", received / 50_000);
+}
+
+#[tokio::test]
 async fn nodes_of_the_version_before_get_and_give_chunks() {
     let net = MemoryNet::new(9, FaultPlan::default());
     let ((_a, new), (_b, old), (_c, third)) = (store(), store(), store());

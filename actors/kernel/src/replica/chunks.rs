@@ -60,7 +60,7 @@ pub(super) async fn spread(
             });
         }
         let mut full = BTreeMap::new();
-        // The slowest peer gets the rest in its own time, by pulling.
+        // The slowest peer gets the rest in its own time, by pulling: what reached it stays there.
         while stored_on.len() + 1 < majority
             && let Some(pushed) = pushes.join_next().await
         {
@@ -74,8 +74,6 @@ pub(super) async fn spread(
             }
         }
         if stored_on.len() + 1 >= majority {
-            pushes.detach_all();
-            memory.clear();
             return Ok(());
         }
         if let Some(why) = full.values().next()

@@ -202,7 +202,7 @@ impl ChunkStore {
         });
     }
 
-    pub(super) fn check_failed(&self) -> Result<(), ChunkError> {
+    pub(crate) fn check_failed(&self) -> Result<(), ChunkError> {
         match &*self.inner.failed.borrow() {
             Some(why) => Err(ChunkError::Failed(why.clone())),
             None => Ok(()),

@@ -149,6 +149,29 @@ impl Arrivals {
         if lacking.is_empty() { SealAnswer::Durable } else { SealAnswer::Lacking(lacking) }
     }
 
+    /// Makes durable what has arrived whole of `ids`, whether its sender goes on or not.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub(super) async fn seal_whole(
+        &self,
+        store: &ChunkStore,
+        owner: &OwnerId,
+        ids: &[ChunkId],
+    ) -> Result<(), ChunkError> {
+        let unsealed: Vec<ChunkId> = self.unsealed(owner, ids).into_iter().collect();
+        if unsealed.is_empty() {
+            return Ok(());
+        }
+        match self.seal(store, owner, unsealed).await {
+            SealAnswer::Durable | SealAnswer::Lacking(_) => Ok(()),
+            SealAnswer::Refused(why) | SealAnswer::NoRoom(why) => {
+                tracing::debug!(%why, "what arrived could not be kept");
+                store.check_failed()
+            }
+        }
+    }
+
     /// What is staged of `ids`, unless another call is making some of them durable.
     fn begin_seal(&self, owner: &OwnerId, ids: &[ChunkId]) -> Option<Vec<Staged>> {
         let mut state = self.lock();

@@ -88,6 +88,8 @@ impl ChunkExchange {
     ) -> Result<(), ExchangeError> {
         let store = self.inner.store.clone();
         let _hold = store.hold(owner, ids);
+        // What a sender that left off brought need not be fetched.
+        self.inner.arrivals.seal_whole(&store, owner, ids).await?;
         let (asked, of_owner) = (ids.to_vec(), owner.clone());
         let present = move || store.present(&of_owner, &asked, true);
         let present: HashSet<ChunkId> = tokio::task::spawn_blocking(present)

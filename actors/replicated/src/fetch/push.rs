@@ -1,10 +1,6 @@
 //! Sends chunks: asks what the other node lacks, streams that, and gets one receipt for all.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use callboard_protocol::{NodeId, OwnerId};
@@ -32,30 +28,24 @@ const BUSY_TRIES_MAX: u32 = 100;
 /// Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct InMemory {
-    chunks: Arc<RwLock<HashMap<ChunkId, Bytes>>>,
+    chunks: Arc<HashMap<ChunkId, Bytes>>,
 }
 
 impl InMemory {
     /// These chunks.
     #[must_use]
     pub fn new(chunks: HashMap<ChunkId, Bytes>) -> Self {
-        Self { chunks: Arc::new(RwLock::new(chunks)) }
+        Self { chunks: Arc::new(chunks) }
     }
 
     fn get(&self, id: ChunkId) -> Option<Bytes> {
-        self.chunks.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.chunks.get(&id).cloned()
     }
 
     /// All of them.
     #[must_use]
     pub fn all(&self) -> Vec<(ChunkId, Bytes)> {
-        let chunks = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
-        chunks.iter().map(|(id, bytes)| (*id, bytes.clone())).collect()
-    }
-
-    /// Lets the bytes go: whoever still sends them reads them from the disk.
-    pub fn clear(&self) {
-        self.chunks.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.chunks.iter().map(|(id, bytes)| (*id, bytes.clone())).collect()
     }
 }
 
