@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use callboard_protocol::ClusterId;
+use callboard_protocol::{ClusterId, control::Standby};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -44,6 +44,12 @@ pub struct ClusterConfig {
     pub gone_after_ms: u64,
     /// How long the capture of a kernel's state may take.
     pub capture_budget_s: u64,
+    /// Whether standbys of kernels that do not say have a warm Python process.
+    pub standby_python: Standby,
+    /// Seconds without a cell after which a kernel is parked; 0 parks none.
+    pub park_after_s: u64,
+    /// Whether kernels are parked that hold what only a live process can hold.
+    pub park_with_refused: bool,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
 }
@@ -64,6 +70,9 @@ impl Default for ClusterConfig {
             suspect_after_ms: 1500,
             gone_after_ms: 60_000,
             capture_budget_s: 60,
+            standby_python: Standby::Thin,
+            park_after_s: 1800,
+            park_with_refused: false,
             otlp_endpoint: String::new(),
         }
     }
@@ -217,6 +226,9 @@ fn listed(known: &Table) -> String {
 fn from_text(text: &str, like: &Value) -> Value {
     match (like, text.parse::<i64>()) {
         (Value::Integer(_), Ok(number)) => Value::Integer(number),
+        (Value::Boolean(_), _) if matches!(text, "true" | "false") => {
+            Value::Boolean(text == "true")
+        }
         _ => Value::String(text.to_owned()),
     }
 }
