@@ -46,6 +46,10 @@ pub struct ClusterConfig {
     pub capture_budget_s: u64,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
+    /// Log entries after which a replica writes a snapshot.
+    pub snapshot_every_entries: u64,
+    /// Whether a node's disk fails when a file in its folder says so.
+    pub disk_faults: bool,
 }
 
 impl Default for ClusterConfig {
@@ -65,6 +69,8 @@ impl Default for ClusterConfig {
             gone_after_ms: 60_000,
             capture_budget_s: 60,
             otlp_endpoint: String::new(),
+            snapshot_every_entries: 2000,
+            disk_faults: false,
         }
     }
 }
@@ -148,6 +154,7 @@ impl ClusterConfig {
         for (key, value) in [
             ("heartbeat_interval_ms", self.heartbeat_interval_ms),
             ("capture_budget_s", self.capture_budget_s),
+            ("snapshot_every_entries", self.snapshot_every_entries),
         ] {
             check(value > 0, format!("{key} is 0; use at least 1"));
         }
@@ -217,6 +224,9 @@ fn listed(known: &Table) -> String {
 fn from_text(text: &str, like: &Value) -> Value {
     match (like, text.parse::<i64>()) {
         (Value::Integer(_), Ok(number)) => Value::Integer(number),
+        (Value::Boolean(_), _) if text == "true" || text == "false" => {
+            Value::Boolean(text == "true")
+        }
         _ => Value::String(text.to_owned()),
     }
 }
