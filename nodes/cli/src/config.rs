@@ -52,6 +52,10 @@ pub struct ClusterConfig {
     pub park_with_refused: bool,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
+    /// Log entries after which a replica writes a snapshot.
+    pub snapshot_every_entries: u64,
+    /// Whether a node's disk fails when a file in its folder says so.
+    pub disk_faults: bool,
 }
 
 impl Default for ClusterConfig {
@@ -74,6 +78,8 @@ impl Default for ClusterConfig {
             park_after_s: 1800,
             park_with_refused: false,
             otlp_endpoint: String::new(),
+            snapshot_every_entries: 2000,
+            disk_faults: false,
         }
     }
 }
@@ -157,6 +163,7 @@ impl ClusterConfig {
         for (key, value) in [
             ("heartbeat_interval_ms", self.heartbeat_interval_ms),
             ("capture_budget_s", self.capture_budget_s),
+            ("snapshot_every_entries", self.snapshot_every_entries),
         ] {
             check(value > 0, format!("{key} is 0; use at least 1"));
         }

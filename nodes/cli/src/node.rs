@@ -85,8 +85,10 @@ pub async fn run(args: NodeArgs) -> Outcome {
                 election_timeout_min_ms: config.election_timeout_min_ms,
                 election_timeout_max_ms: config.election_timeout_max_ms,
             },
+            snapshot_every_entries_max: config.snapshot_every_entries,
             ..ReplicatorOptions::default()
         },
+        disk_faults: config.disk_faults,
     };
     match run_node(options).await {
         Ok(ExitReason::Stopped) => Ok(Exit::Ok),
