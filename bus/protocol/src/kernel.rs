@@ -189,6 +189,27 @@ pub struct ReplicaStatus {
     pub lag_entries: Option<u64>,
 }
 
+/// What a kernel does just now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelPhase {
+    /// It runs a cell, or has some to run.
+    Running,
+    /// An executor waits for the next cell.
+    Idle,
+    /// It has no Python process; the next request brings one.
+    Parked,
+    /// No replica executes yet, or any more: one is about to.
+    #[default]
+    Starting,
+}
+
+impl KernelPhase {
+    fn is_starting(&self) -> bool {
+        *self == Self::Starting
+    }
+}
+
 /// What `kernel show` answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelStatus {
@@ -215,6 +236,9 @@ pub struct KernelStatus {
     pub state_bytes: u64,
     /// Why the last executor term was given up, if one was.
     pub last_loss: Option<String>,
+    /// What it does just now.
+    #[serde(default, skip_serializing_if = "KernelPhase::is_starting")]
+    pub phase: KernelPhase,
 }
 
 /// A variable that cannot be carried to another replica.

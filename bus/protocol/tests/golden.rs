@@ -139,33 +139,37 @@ fn kernel_messages_keep_their_first_version() {
             more: false,
         },
     );
-    holds(
-        "kernel_status",
-        &KernelStatus {
-            term: Some(Term(3)),
-            accepted: Seq(6),
-            ended: Seq(5),
-            queue_depth: 1,
-            replicas: vec![ReplicaStatus {
-                replica: ReplicaId(1),
-                node: node(1),
-                role: ReplicaRole::Executor,
-                lag_entries: Some(0),
-            }],
-            raft_leader: None,
-            losses_survivable: 1,
-            names: vec!["x".to_owned()],
-            refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
-            state_bytes: 4096,
-            last_loss: None,
-        },
-    );
+    let status = KernelStatus {
+        term: Some(Term(3)),
+        accepted: Seq(6),
+        ended: Seq(5),
+        queue_depth: 1,
+        replicas: vec![ReplicaStatus {
+            replica: ReplicaId(1),
+            node: node(1),
+            role: ReplicaRole::Executor,
+            lag_entries: Some(0),
+        }],
+        raft_leader: None,
+        losses_survivable: 1,
+        names: vec!["x".to_owned()],
+        refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
+        state_bytes: 4096,
+        last_loss: None,
+        phase: KernelPhase::Starting,
+    };
+    holds("kernel_status", &status);
+    holds("kernel_status_phase", &KernelStatus { phase: KernelPhase::Parked, ..status });
 }
 
 #[test]
 fn control_messages_keep_their_first_version() {
     let kernel = KernelId(uuid(3));
-    holds("start_kernel", &StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3 });
+    let options = KernelOptions::default();
+    let start = StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3, options };
+    holds("start_kernel", &start);
+    let options = KernelOptions { standby: Some(Standby::Hot), parked: true };
+    holds("start_kernel_options", &StartKernel { options, ..start });
     holds("stop_kernel", &StopKernel { kernel });
     holds("find_kernel", &FindKernel { text: "demo".to_owned() });
     let replica = |number, standing| {
@@ -184,8 +188,11 @@ fn control_messages_keep_their_first_version() {
         ]),
         replica_next: ReplicaId(4),
         version: 9,
+        options: KernelOptions::default(),
     };
-    holds("kernel_list", &KernelList { kernels: vec![spec] });
+    holds("kernel_list", &KernelList { kernels: vec![spec.clone()] });
+    let options = KernelOptions { standby: Some(Standby::Thin), parked: false };
+    holds("kernel_spec_options", &KernelSpec { options, ..spec });
     let status = NodeStatus {
         node: node(1),
         disk: DiskId(uuid(8)),

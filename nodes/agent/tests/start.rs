@@ -22,6 +22,7 @@ fn options(data_dir: &Path) -> NodeOptions {
         credentials,
         adopt_directory: false,
         python: "python3".into(),
+        upkeep: callboard_agent::UpkeepConfig::default(),
         capture_budget_ms: 1_000,
         broker_wait: Duration::ZERO,
         failure: FailureConfig::default(),

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use callboard_agent::{ExitReason, NodeError, NodeOptions, run_node};
+use callboard_agent::{ExitReason, NodeError, NodeOptions, UpkeepConfig, run_node};
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::NodeId;
 use callboard_replicated::{RaftTiming, ReplicatorOptions};
@@ -66,6 +66,11 @@ pub async fn run(args: NodeArgs) -> Outcome {
         bootstrap: args.bootstrap,
         adopt_directory: args.adopt_directory,
         python,
+        upkeep: UpkeepConfig {
+            standby: config.standby_python,
+            park_after_ms: Some(config.park_after_s.saturating_mul(1000)).filter(|ms| *ms > 0),
+            park_with_refused: config.park_with_refused,
+        },
         capture_budget_ms: config.capture_budget_s.saturating_mul(1000),
         broker_wait: Duration::from_secs(args.broker_wait_s),
         failure: FailureConfig {
@@ -80,8 +85,10 @@ pub async fn run(args: NodeArgs) -> Outcome {
                 election_timeout_min_ms: config.election_timeout_min_ms,
                 election_timeout_max_ms: config.election_timeout_max_ms,
             },
+            snapshot_every_entries_max: config.snapshot_every_entries,
             ..ReplicatorOptions::default()
         },
+        disk_faults: config.disk_faults,
     };
     match run_node(options).await {
         Ok(ExitReason::Stopped) => Ok(Exit::Ok),

@@ -73,6 +73,7 @@ impl ReplicaState {
         );
         let chunk_keeper = chunks::ChunkKeeper::start(&args, group.clone(), me.clone());
         let mut state = Self::new(args, me, group, executor, publisher, chunk_keeper, tasks);
+        state.tell_upkeep();
         state.nodes_changed();
         state.membership_changed();
         Ok(state)
