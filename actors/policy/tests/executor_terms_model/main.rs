@@ -24,14 +24,15 @@ use world::Grain;
 fn model(rules: Rules, grain: Grain, faults: u8) -> TermsModel {
     let levels =
         vec![[Durable, Durable], [Received, Received], [Received, Durable], [Durable, Received]];
-    TermsModel { rules, grain, faults, levels }
+    TermsModel { rules, grain, faults, rewinds: 0, levels }
 }
 
 /// Visits every reachable state. Prints how many those are.
-fn check(grain: Grain, faults: u8) {
-    let checker = model(Rules::AsBuilt, grain, faults).checker().threads(2).spawn_dfs().join();
+fn check(grain: Grain, faults: u8, rewinds: u8) {
+    let model = TermsModel { rewinds, ..model(Rules::AsBuilt, grain, faults) };
+    let checker = model.checker().threads(2).spawn_dfs().join();
     println!(
-        "{grain:?}, {faults} faults: {} states, {} moves, depth {}",
+        "{grain:?}, {faults} faults, {rewinds} rewinds: {} states, {} moves, depth {}",
         checker.unique_state_count(),
         checker.state_count(),
         checker.max_depth()
@@ -41,18 +42,28 @@ fn check(grain: Grain, faults: u8) {
 
 #[test]
 fn terms_keep_every_invariant_for_3_replicas_2_cells_2_faults() {
-    check(Grain::Coarse, 2);
+    check(Grain::Coarse, 2, 0);
 }
 
 #[test]
 fn a_fenced_executor_in_any_interleaving_breaks_no_invariant() {
-    check(Grain::Fine, 1);
+    check(Grain::Fine, 1, 0);
+}
+
+#[test]
+fn a_rewind_and_its_undoing_keep_every_invariant_under_a_fault() {
+    check(Grain::Coarse, 1, 2);
+}
+
+#[test]
+fn a_fenced_executor_that_hears_late_of_a_rewind_breaks_no_invariant() {
+    check(Grain::Fine, 1, 1);
 }
 
 #[test]
 #[ignore = "takes many minutes: the same with 2 faults in every interleaving"]
 fn terms_keep_every_invariant_in_every_interleaving_of_2_faults() {
-    check(Grain::Fine, 2);
+    check(Grain::Fine, 2, 0);
 }
 
 fn counterexample(rules: Rules, invariant: &'static str) {
