@@ -25,7 +25,11 @@ use tokio::{
 };
 
 use crate::{
-    disks::{self, Disks}, error::ChaosError, network::Network, plan::Profile};
+    disks::{self, Disks},
+    error::ChaosError,
+    network::Network,
+    plan::Profile,
+};
 
 /// Four nodes under kernels of three replicas: one is left to take a lost replica's place.
 pub const NODES: u16 = 4;

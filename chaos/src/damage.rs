@@ -60,9 +60,8 @@ fn length(path: &Path) -> Result<u64, ChaosError> {
 /// [`ChaosError::Io`], or [`ChaosError::Command`] if the node has no log.
 pub fn flip_bits(node: &Path, seed: u64) -> Result<String, ChaosError> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let kind = *[Kind::Log, Kind::Log, Kind::Snapshot, Kind::Chunk]
-        .choose(&mut rng)
-        .unwrap_or(&Kind::Log);
+    let kind =
+        *[Kind::Log, Kind::Log, Kind::Snapshot, Kind::Chunk].choose(&mut rng).unwrap_or(&Kind::Log);
     let of_kind = files(node, kind);
     let path = match of_kind.choose(&mut rng) {
         Some(path) => path.clone(),
@@ -110,7 +109,8 @@ pub fn truncate_tail(node: &Path, seed: u64) -> Result<String, ChaosError> {
 /// [`ChaosError::Io`].
 pub fn lose_disk(node: &Path) -> Result<String, ChaosError> {
     for path in entries(node) {
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         removed.map_err(ChaosError::io("remove", &path))?;
     }
     Ok("its data directory emptied".to_owned())

@@ -87,8 +87,7 @@ impl Drop for Disks {
 pub fn fill(folder: &Path) -> Result<(), ChaosError> {
     let path = folder.join(BALLAST);
     let fail = |source| ChaosError::io("fill the disk with", &path)(source);
-    let mut file =
-        OpenOptions::new().create(true).append(true).open(&path).map_err(fail)?;
+    let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(fail)?;
     let free = statvfs(folder).map_err(|errno| fail(errno.into()))?;
     let bytes = free.blocks_available().saturating_mul(free.fragment_size());
     // Some of it goes into the file system's own books; the crumbs below find what is left.
@@ -131,10 +130,8 @@ fn run(program: &str, arguments: &[&Path]) -> Result<(), ChaosError> {
         command: format!("{program} {}", words.join(" ")),
         why,
     };
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .map_err(|error| fail(error.to_string()))?;
+    let output =
+        Command::new(program).args(arguments).output().map_err(|error| fail(error.to_string()))?;
     if output.status.success() {
         return Ok(());
     }

@@ -165,7 +165,8 @@ impl Target {
                 (format!("SIGKILL to {node} (pid {pid})"), Vec::new())
             }
             Fault::FullDisk | Fault::FullDiskMajority => {
-                let nodes: Vec<&NodeId> = [Some(node), self.also.as_ref()].into_iter().flatten().collect();
+                let nodes: Vec<&NodeId> =
+                    [Some(node), self.also.as_ref()].into_iter().flatten().collect();
                 for full in &nodes {
                     disks::fill(&cluster.node_folder(full))?;
                 }
@@ -214,8 +215,8 @@ fn victim(fault: Fault, status: &KernelStatus, not: Option<&NodeId>) -> Option<N
     let leader = status.replicas.iter().find(|it| Some(it.replica) == status.raft_leader);
     let usual = if fault == Fault::KillLeaderNode { leader } else { executor }?;
     // Python and the broker can always be struck, too.
-    let is_free = not != Some(&usual.node)
-        || matches!(fault, Fault::KillPython | Fault::KillBroker);
+    let is_free =
+        not != Some(&usual.node) || matches!(fault, Fault::KillPython | Fault::KillBroker);
     if is_free {
         return Some(usual.node.clone());
     }

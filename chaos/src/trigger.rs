@@ -8,13 +8,19 @@ use std::{
 };
 
 use callboard_client::KernelClient;
-use callboard_protocol::{KernelId, NodeId, control::Standing, jupyter::JupyterMessage, kernel::KernelStatus};
+use callboard_protocol::{
+    KernelId, NodeId, control::Standing, jupyter::JupyterMessage, kernel::KernelStatus,
+};
 use callboard_transport::Subscription;
 use serde::Deserialize;
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{cluster::Cluster, error::ChaosError};
 
+/// The phase of a kernel whose group sleeps, in its status.
+pub const HIBERNATING: &str = "hibernating";
+/// The phase of a kernel without a Python process.
+pub const PARKED: &str = "parked";
 /// How long a moment is waited for.
 pub const MOMENT_WITHIN: Duration = Duration::from_secs(30);
 /// How often the disks are looked at for a new file.
@@ -83,8 +89,12 @@ impl SnapshotWatch {
     /// # Errors
     /// [`ChaosError::TooSlow`].
     pub async fn wait(self) -> Result<(), ChaosError> {
-        appears("a snapshot", move || self.folders.iter().flat_map(|it| list(it)).collect(), self.known)
-            .await
+        appears(
+            "a snapshot",
+            move || self.folders.iter().flat_map(|it| list(it)).collect(),
+            self.known,
+        )
+        .await
     }
 }
 
@@ -191,6 +201,18 @@ pub async fn phase(kernel: &KernelClient, phase: &'static str) -> Result<(), Cha
     }
     let what = "the sleep of an idle kernel";
     Err(ChaosError::TooSlow { what, within_s: MOMENT_WITHIN.as_secs(), detail })
+}
+
+/// Whether kernels of this build know a phase: what they do not know cannot be waited for.
+#[must_use]
+pub fn knows_phase(phase: &str) -> bool {
+    let status = serde_json::json!({
+        "term": null, "accepted": 0, "ended": 0, "queue_depth": 0, "replicas": [],
+        "raft_leader": null, "losses_survivable": 0, "names": [], "refused": [], "shared": [],
+        "state_bytes": 0, "last_loss": null, "phase": phase,
+    });
+    let status = serde_json::from_value::<KernelStatus>(status);
+    status.is_ok_and(|status| phase_of(&status).as_deref() == Some(phase))
 }
 
 /// What a kernel's status says of its phase; `None` in a build whose kernels have none.
