@@ -7,6 +7,7 @@
 pub mod chunks;
 pub mod disk;
 pub mod fetch;
+mod dormant;
 mod group;
 mod machine;
 mod options;
@@ -18,6 +19,7 @@ pub mod wal;
 
 pub use chunks::{CHUNK_LENGTH_MAX, ChunkError, ChunkId, ChunkStore, Collected};
 pub use disk::{Disk, RealDisk};
+pub use dormant::{Closed, Dormant, SleepNote};
 pub use fetch::{ChunkExchange, ExchangeError};
 pub use group::{Group, GroupMetrics, MemberError, PROPOSE_DEADLINE, ReadError, Role};
 pub use machine::{Applied, Machine, Members};

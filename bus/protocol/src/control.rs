@@ -146,6 +146,9 @@ pub struct NodeStatus {
     pub running_cells: u32,
     /// What its Python environment lacks; `None` if it can run kernels.
     pub python_problem: Option<String>,
+    /// Its replicas that sleep.
+    #[serde(default)]
+    pub asleep: u32,
 }
 
 /// How a node is, judged from its heartbeats.
