@@ -19,7 +19,10 @@ use callboard_client::{Client, ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_kernel::{
     NodeContext, NodeStats, PythonConfig, Replica, ReplicaArgs, ReplicaMsg, python::unpack_package,
 };
-use callboard_policy::failure::{NodeView, NodesView};
+use callboard_policy::{
+    failure::{NodeView, NodesView},
+    hibernation::HibernationConfig,
+};
 use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
     SubjectPattern,
@@ -30,6 +33,9 @@ use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, Replicator, Repl
 use callboard_transport::{FaultPlan, Lanes, MemoryNet, typed};
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
+
+#[path = "replicas/hibernation.rs"]
+mod hibernation;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -56,11 +62,16 @@ struct Cluster {
     spec: KernelSpec,
     nodes: watch::Sender<NodesView>,
     members: BTreeMap<u64, Member>,
+    hibernation: HibernationConfig,
     lives: u64,
 }
 
 impl Cluster {
     async fn start() -> Self {
+        Self::start_with(HibernationConfig::default()).await
+    }
+
+    async fn start_with(hibernation: HibernationConfig) -> Self {
         let replicas = (1..=3)
             .map(|n| {
                 let disk = DiskId::generate();
@@ -83,6 +94,7 @@ impl Cluster {
             spec,
             nodes: watch::Sender::new(NodesView::default()),
             members: BTreeMap::new(),
+            hibernation,
             lives: 0,
         };
         for n in 1..=3 {
@@ -132,6 +144,7 @@ impl Cluster {
             },
             run_dir,
             nodes: self.nodes.subscribe(),
+            hibernation: self.hibernation,
             stats: Arc::new(NodeStats::default()),
         });
         let args = ReplicaArgs {

@@ -56,6 +56,22 @@ pub struct Situation {
     pub busy: Option<&'static str>,
 }
 
+impl Situation {
+    /// Nothing is known: for inputs that do not look at it.
+    #[must_use]
+    pub fn unknown() -> Self {
+        let busy = Some("it has not looked yet");
+        Self {
+            leading: false,
+            term: 0,
+            index: None,
+            others: BTreeSet::new(),
+            spec_version: 0,
+            busy,
+        }
+    }
+}
+
 /// What the machine is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
@@ -142,6 +158,18 @@ impl Hibernation {
         }
     }
 
+    /// Whether [`Input::Look`] can lead to anything at `now_ms`.
+    #[must_use]
+    pub fn may_look(&self, now_ms: u64) -> bool {
+        self.agreeing.is_some() || self.is_due(now_ms)
+    }
+
+    fn is_due(&self, now_ms: u64) -> bool {
+        self.config.after_ms > 0
+            && now_ms.saturating_sub(self.active_ms) >= self.config.after_ms
+            && now_ms >= self.not_before_ms
+    }
+
     fn look(&mut self, seen: &Situation, now_ms: u64) -> Option<Action> {
         if let Some(agreeing) = &self.agreeing {
             let is_late = now_ms.saturating_sub(agreeing.since_ms) >= self.config.agree_within_ms;
@@ -150,11 +178,7 @@ impl Hibernation {
             }
             return None;
         }
-        let idle_ms = now_ms.saturating_sub(self.active_ms);
-        let is_due = self.config.after_ms > 0
-            && idle_ms >= self.config.after_ms
-            && now_ms >= self.not_before_ms;
-        if !is_due || !seen.leading || seen.busy.is_some() {
+        if !self.is_due(now_ms) || !seen.leading || seen.busy.is_some() {
             return None;
         }
         self.attempts += 1;

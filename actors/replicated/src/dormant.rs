@@ -109,19 +109,21 @@ impl<M: Machine> Closed<M> {
         self.replica.read(look)
     }
 
+    /// Whether everything in the log is applied, so that nothing waits for the replica.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.replica.last_applied().map(|id| id.index) == self.replica.log().last_index()
+    }
+
     /// Snapshots the machine, purges its log, leaves a note and lets go of the memory. `called` is
     /// told once a Raft message asks for the replica.
     ///
     /// A disk that refuses costs only memory and time at the next start: the replica sleeps all
     /// the same, and its log has everything.
-    pub async fn sleep(
-        self,
-        summary: Bytes,
-        called: impl FnOnce() + Send + 'static,
-    ) -> Dormant {
+    pub async fn sleep(self, summary: Bytes, called: impl FnOnce() + Send + 'static) -> Dormant {
         let log = self.replica.log();
         let applied = self.replica.last_applied();
-        let is_whole = applied.map(|id| id.index) == log.last_index();
+        let is_whole = self.is_whole();
         let (vote, term) = log.recorded_vote().unwrap_or_default();
         let index = applied.map_or(0, |id| id.index);
         if let (Some(last), true) = (applied, is_whole) {

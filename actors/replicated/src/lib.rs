@@ -6,8 +6,8 @@
 
 pub mod chunks;
 pub mod disk;
-pub mod fetch;
 mod dormant;
+pub mod fetch;
 mod group;
 mod machine;
 mod options;

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use callboard_protocol::ReplicaId;
-use callboard_replicated::{Dormant, Disk as _, GroupOptions, Replicator};
+use callboard_replicated::{Disk as _, Dormant, GroupOptions, Replicator};
 use common::{Cluster, Journal, Put, group_id, seeds, simulate};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 

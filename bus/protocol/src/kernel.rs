@@ -200,6 +200,12 @@ pub enum KernelPhase {
     Hibernating,
 }
 
+impl KernelPhase {
+    fn is_awake(&self) -> bool {
+        *self == Self::Awake
+    }
+}
+
 /// What `offer_sleep` and `sleep` of a replica take: the leader of an idle kernel asks whether the
 /// member may sleep at this place of the log, and tells it to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -250,7 +256,7 @@ pub struct KernelStatus {
     /// Why the last executor term was given up, if one was.
     pub last_loss: Option<String>,
     /// Whether its members run.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "KernelPhase::is_awake")]
     pub phase: KernelPhase,
 }
 

@@ -33,7 +33,7 @@ pub struct Beat {
     /// What its Python environment lacks to run kernels; `None` if it can.
     pub python_problem: Option<String>,
     /// Its replicas that sleep.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Asleep::is_none")]
     pub asleep: Asleep,
 }
 
@@ -44,6 +44,12 @@ pub struct Asleep {
     pub count: u32,
     /// Of kernel, replica, last index and Raft term of each, whatever their order.
     pub digest: u64,
+}
+
+impl Asleep {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A node's process was seen to end.

@@ -158,6 +158,7 @@ fn kernel_messages_keep_their_first_version() {
             refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
             state_bytes: 4096,
             last_loss: None,
+            phase: KernelPhase::Awake,
         },
     );
 }
@@ -197,6 +198,7 @@ fn control_messages_keep_their_first_version() {
         replicas: 3,
         running_cells: 1,
         python_problem: None,
+        asleep: 0,
     };
     let (outage, epoch) = (Some("2 of 3 nodes are silent".to_owned()), Epoch(7));
     holds("node_list", &NodeList { nodes: vec![status], outage, epoch, leader: node(1) });
@@ -225,6 +227,7 @@ fn node_messages_keep_their_first_version() {
             epoch: Epoch(7),
             suspects: vec![node(2)],
             python_problem: Some("no ipykernel".to_owned()),
+            asleep: Asleep::default(),
         },
     );
 }

@@ -8,7 +8,8 @@ use callboard_protocol::{
     control::NodeHealth,
     jupyter::JupyterMessage,
     kernel::{
-        Accepted, CellState, GetOutputs, KernelStatus, Output, Outputs, ReplicaRole, ReplicaStatus,
+        Accepted, CellState, GetOutputs, KernelPhase, KernelStatus, Output, Outputs, ReplicaRole,
+        ReplicaStatus,
     },
 };
 use callboard_transport::{Message, typed};
@@ -60,7 +61,11 @@ impl ReplicaState {
         }
     }
 
-    fn answer_with<T: serde::Serialize>(&self, message: &Message, result: Result<T, Fault>) {
+    pub(super) fn answer_with<T: serde::Serialize>(
+        &self,
+        message: &Message,
+        result: Result<T, Fault>,
+    ) {
         if let Some(reply_to) = &message.reply_to {
             self.publisher.answer(reply_to, &Answer::from(result));
         }
@@ -120,7 +125,7 @@ impl ReplicaState {
         }
     }
 
-    fn status(&self) -> KernelStatus {
+    pub(super) fn status(&self) -> KernelStatus {
         let metrics = self.group.metrics().borrow().clone();
         let nodes = self.args.context.nodes.borrow().clone();
         let executor = self.read(|log| log.open_term().map(|open| open.replica));
@@ -176,6 +181,7 @@ impl ReplicaState {
                 .map(Part::length)
                 .sum(),
             last_loss: log.last_loss().map(str::to_owned),
+            phase: KernelPhase::Awake,
         })
     }
 }

@@ -56,7 +56,9 @@ fn one_that_cannot_keeps_all_awake_for_a_while() {
     leader.step(answer(1, 2, false), &seen, 1_010);
     assert_eq!(leader.step(answer(1, 3, true), &seen, 1_011), None);
     assert_eq!(leader.step(Input::Look, &seen, 1_500), None, "not at once");
-    assert!(matches!(leader.step(Input::Look, &seen, 1_510), Some(Action::Ask(o, _)) if o.attempt == 2));
+    assert!(
+        matches!(leader.step(Input::Look, &seen, 1_510), Some(Action::Ask(o, _)) if o.attempt == 2)
+    );
     // An answer to the former question counts for nothing.
     leader.step(answer(1, 2, true), &seen, 1_511);
     assert_eq!(leader.step(answer(2, 3, true), &seen, 1_512), None);

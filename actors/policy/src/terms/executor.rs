@@ -7,6 +7,7 @@
 mod cells;
 mod io;
 mod requests;
+mod rest;
 mod tending;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -121,9 +121,7 @@ pub(crate) fn is_call(message: &Message, term: u64) -> bool {
     let newest = match message.subject.last() {
         RPC_APPEND => decode::<Signed<AppendEntriesRequest<TypeConfig>>>(bytes)
             .map(|signed| signed.body.vote.leader_id.term),
-        RPC_VOTE => {
-            decode::<Signed<VoteRequest<u64>>>(bytes).map(|it| it.body.vote.leader_id.term)
-        }
+        RPC_VOTE => decode::<Signed<VoteRequest<u64>>>(bytes).map(|it| it.body.vote.leader_id.term),
         RPC_SNAPSHOT => {
             decode::<Signed<SnapshotPiece>>(bytes).map(|it| it.body.vote.leader_id.term)
         }

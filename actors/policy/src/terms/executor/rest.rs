@@ -1,0 +1,29 @@
+//! Whether a replica's machine may be left alone for as long as nobody asks anything.
+
+use super::{Executor, PythonPhase};
+use crate::terms::KernelLog;
+
+impl Executor {
+    /// What it still has to do, for people; `None` if nothing, as long as nothing happens.
+    #[must_use]
+    pub fn unrest(&self, log: &KernelLog) -> Option<&'static str> {
+        if !log.pending().is_empty() || !self.finished.is_empty() {
+            return Some("a cell waits or runs");
+        }
+        if !self.waiting.is_empty() {
+            return Some("a request waits for its place");
+        }
+        let open = log.open_term();
+        match self.python {
+            PythonPhase::Starting => Some("its Python process is starting"),
+            PythonPhase::Restoring(_) => Some("its Python process is being given the state"),
+            PythonPhase::Warm if open.is_none() => Some("an executor is about to take over"),
+            _ if open.is_some_and(|open| open.replica == self.identity.replica)
+                && !self.my_term(log).is_some_and(|term| self.serves(term)) =>
+            {
+                Some("its executor term is about to be closed")
+            }
+            PythonPhase::Absent | PythonPhase::Warm | PythonPhase::Serving(_) => None,
+        }
+    }
+}
