@@ -252,8 +252,8 @@ impl Replicator {
             Some(heard) => heard,
             None => self.listen(&group, replica_id).await?,
         };
-        let config =
-            self.raft_config(&group, options.snapshot_every_entries).map_err(raft_error)?;
+        let every = options.snapshot_every_entries.min(inner.options.snapshot_every_entries_max);
+        let config = self.raft_config(&group, every).map_err(raft_error)?;
         let links = Links { wire: wire.clone(), log: log.clone() };
         let raft = Raft::new(replica_id.0, Arc::new(config), links, log.clone(), replica.clone())
             .await

@@ -189,20 +189,26 @@ pub struct ReplicaStatus {
     pub lag_entries: Option<u64>,
 }
 
-/// Whether a kernel's group runs.
+/// What a kernel does just now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KernelPhase {
-    /// Its members run.
+    /// It runs a cell, or has some to run.
+    Running,
+    /// An executor waits for the next cell.
+    Idle,
+    /// It has no Python process; the next request brings one.
+    Parked,
+    /// No replica executes yet, or any more: one is about to.
     #[default]
-    Awake,
+    Starting,
     /// It is idle and its members sleep; the next request wakes them.
     Hibernating,
 }
 
 impl KernelPhase {
-    fn is_awake(&self) -> bool {
-        *self == Self::Awake
+    fn is_starting(&self) -> bool {
+        *self == Self::Starting
     }
 }
 
@@ -255,8 +261,8 @@ pub struct KernelStatus {
     pub state_bytes: u64,
     /// Why the last executor term was given up, if one was.
     pub last_loss: Option<String>,
-    /// Whether its members run.
-    #[serde(default, skip_serializing_if = "KernelPhase::is_awake")]
+    /// What it does just now.
+    #[serde(default, skip_serializing_if = "KernelPhase::is_starting")]
     pub phase: KernelPhase,
 }
 

@@ -2,8 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use callboard_agent::{ExitReason, NodeError, NodeOptions, run_node};
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_agent::{ExitReason, NodeError, NodeOptions, UpkeepConfig, run_node};
+use callboard_policy::{
+    failure::FailureConfig, hibernation::HibernationConfig, repair::RepairLimits,
+};
 use callboard_protocol::NodeId;
 use callboard_replicated::{RaftTiming, ReplicatorOptions};
 use callboard_transport::{Credentials, telemetry};
@@ -66,6 +68,15 @@ pub async fn run(args: NodeArgs) -> Outcome {
         bootstrap: args.bootstrap,
         adopt_directory: args.adopt_directory,
         python,
+        hibernation: HibernationConfig {
+            after_ms: config.hibernate_after_s.saturating_mul(1000),
+            ..HibernationConfig::default()
+        },
+        upkeep: UpkeepConfig {
+            standby: config.standby_python,
+            park_after_ms: Some(config.park_after_s.saturating_mul(1000)).filter(|ms| *ms > 0),
+            park_with_refused: config.park_with_refused,
+        },
         capture_budget_ms: config.capture_budget_s.saturating_mul(1000),
         broker_wait: Duration::from_secs(args.broker_wait_s),
         failure: FailureConfig {
@@ -80,8 +91,10 @@ pub async fn run(args: NodeArgs) -> Outcome {
                 election_timeout_min_ms: config.election_timeout_min_ms,
                 election_timeout_max_ms: config.election_timeout_max_ms,
             },
+            snapshot_every_entries_max: config.snapshot_every_entries,
             ..ReplicatorOptions::default()
         },
+        disk_faults: config.disk_faults,
     };
     match run_node(options).await {
         Ok(ExitReason::Stopped) => Ok(Exit::Ok),

@@ -30,7 +30,9 @@ class Namespace:
     def __init__(self, exclude: frozenset[str] = frozenset()) -> None:
         self.baseline = dict(live.LIVE.user_ns)
         self.baseline_magics = {kind: dict(magics) for kind, magics in self._magics().items()}
+        # Names that configuration leaves out without a word, and those that the user left out.
         self.exclude = exclude
+        self.excluded: set[str] = set()
 
     def _magics(self) -> dict[str, dict[str, Any]]:
         shell = live.LIVE.shell

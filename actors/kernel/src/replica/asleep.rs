@@ -20,7 +20,11 @@ use callboard_replicated::Dormant;
 use callboard_transport::Message;
 use serde::{Deserialize, Serialize};
 
-use super::{Internal, starting::Kept, tell};
+use super::{
+    Internal,
+    starting::{Kept, Tasks},
+    tell,
+};
 use crate::{NodeContext, requests};
 
 /// What is known of a kernel while it sleeps; part of the note on disk, as JSON.
@@ -80,6 +84,8 @@ pub struct Sleeper {
     pub(super) dormant: Dormant,
     /// Whether it waits its turn to wake for a lost executor.
     pub(super) is_waking: bool,
+    /// Wakes it so that its kernel can be parked.
+    pub(super) alarm: Tasks,
     pub(super) _mark: AsleepMark,
 }
 
@@ -99,6 +105,7 @@ impl Sleeper {
             Internal::Bus(_) => Heard::Call("a request"),
             Internal::OwnBus(message) if requests::is_about_sleep(message) => Heard::Nothing,
             Internal::OwnBus(_) => Heard::Call("a question of the group's leader"),
+            Internal::ParkDue => Heard::Call("it is to be parked"),
             Internal::Called => Heard::Call("a message of another member"),
             Internal::Python(life, _) if *life == self.kept.python_life => {
                 Heard::Call("its Python process")
@@ -139,12 +146,22 @@ impl Sleeper {
             self.is_waking = true;
             let me = self.kept.me.clone();
             let delay_ms = wake_delay_ms(self.kept.args.spec.kernel, &context.hibernation);
-            self.kept.feeds.push(tokio::spawn(async move {
+            self.alarm.push(tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(delay_ms)).await;
                 tell(&me, Internal::WakeDue);
             }));
         }
         Heard::Nothing
+    }
+
+    /// An executor that sleeps still wants its kernel parked in time.
+    pub(super) fn wake_to_park(&mut self, parks_in_ms: Option<u64>) {
+        let Some(delay_ms) = parks_in_ms else { return };
+        let me = self.kept.me.clone();
+        self.alarm.push(tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+            tell(&me, Internal::ParkDue);
+        }));
     }
 
     /// Answers from the summary, if it is this replica's turn.

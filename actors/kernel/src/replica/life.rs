@@ -14,7 +14,7 @@ use ractor::ActorRef;
 use super::{
     Internal, ReplicaMsg, ReplicaState,
     asleep::{AsleepMark, Heard, Sleeper, Summary},
-    starting::Kept,
+    starting::{Kept, Tasks},
     tell,
 };
 use crate::{KernelMachine, ReplicaArgs};
@@ -133,6 +133,7 @@ impl Life {
     async fn fall_asleep(&mut self, offer: &SleepOffer, others: Vec<ReplicaId>) {
         let Self::Awake(state) = std::mem::replace(self, Self::Between) else { return };
         let summary = state.summary(offer);
+        let parks_in_ms = state.parks_in_ms();
         let (kept, group) = state.part();
         let closed = group.close().await;
         if !others.is_empty() {
@@ -145,7 +146,9 @@ impl Life {
             tell(&kept.me, Internal::Called);
         }
         tracing::debug!(kernel = %kept.args.spec.kernel, replica = %kept.args.replica, "asleep");
-        *self = Self::Asleep(Box::new(Sleeper::new(kept, summary, dormant)));
+        let mut sleeper = Sleeper::new(kept, summary, dormant);
+        sleeper.wake_to_park(parks_in_ms);
+        *self = Self::Asleep(Box::new(sleeper));
     }
 }
 
@@ -169,6 +172,10 @@ async fn tell_to_sleep(args: &ReplicaArgs, offer: &SleepOffer, others: Vec<Repli
 }
 
 impl ReplicaState {
+    fn parks_in_ms(&self) -> Option<u64> {
+        self.read(|log| self.executor.parks_in_ms(log, self.now_ms()))
+    }
+
     /// What is to be known of the kernel while it sleeps. All members have the same log here.
     fn summary(&self, offer: &SleepOffer) -> Summary {
         let mut status = self.status();
@@ -201,7 +208,14 @@ impl Sleeper {
             ),
         );
         let sleeping = summary.sleeping(args.replica);
-        let mut sleeper = Self { kept, sleeping, dormant, is_waking: false, _mark: mark };
+        let mut sleeper = Self {
+            kept,
+            sleeping,
+            dormant,
+            is_waking: false,
+            alarm: Tasks::default(),
+            _mark: mark,
+        };
         sleeper.nodes_changed();
         sleeper
     }

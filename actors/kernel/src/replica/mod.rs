@@ -113,6 +113,8 @@ pub enum Internal {
     },
     /// A Raft message asks for this replica, which sleeps.
     Called,
+    /// The time to park the kernel has come.
+    ParkDue,
     /// The time to wake for a lost executor has come, unless it is back.
     WakeDue,
     /// It is time to start Python again.
@@ -239,7 +241,7 @@ impl ReplicaState {
                 self.hibernate(hibernation::Input::Answered { attempt, from, agreed });
             }
             // It woke for this, or was awake already.
-            Internal::Called | Internal::WakeDue => {}
+            Internal::Called | Internal::WakeDue | Internal::ParkDue => {}
             Internal::StartPython => self.launch_python(),
             Internal::Flush => self.flush(),
             Internal::Tick => self.tick(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use callboard_policy::terms::{LoggedOutput, Part, PythonPhase};
+use callboard_policy::terms::{Input, KernelLog, LoggedOutput, Part, PythonPhase};
 use callboard_protocol::{
     Answer, Fault, FaultCode, Seq,
     control::NodeHealth,
@@ -39,6 +39,7 @@ impl ReplicaState {
         } else {
             self.refuse_if_nobody_serves(message);
         }
+        self.step(Input::Wanted);
     }
 
     /// Interrupts the cell that runs, if it runs here.
@@ -125,6 +126,18 @@ impl ReplicaState {
         }
     }
 
+    fn phase(&self, log: &KernelLog) -> KernelPhase {
+        if !log.pending().is_empty() {
+            KernelPhase::Running
+        } else if log.open_term().is_some() {
+            KernelPhase::Idle
+        } else if self.executor.is_resting(log) {
+            KernelPhase::Parked
+        } else {
+            KernelPhase::Starting
+        }
+    }
+
     pub(super) fn status(&self) -> KernelStatus {
         let metrics = self.group.metrics().borrow().clone();
         let nodes = self.args.context.nodes.borrow().clone();
@@ -181,7 +194,7 @@ impl ReplicaState {
                 .map(Part::length)
                 .sum(),
             last_loss: log.last_loss().map(str::to_owned),
-            phase: KernelPhase::Awake,
+            phase: self.phase(log),
         })
     }
 }

@@ -172,6 +172,7 @@ impl ReplicaState {
             tasks,
             feeds,
         };
+        state.tell_upkeep();
         state.nodes_changed();
         state.membership_changed();
         state

@@ -74,6 +74,8 @@ pub struct KernelLog {
     outputs: VecDeque<LoggedOutput>,
     output_bytes: u64,
     outputs_dropped: Option<OutputCursor>,
+    #[serde(default)]
+    parked: bool,
 }
 
 impl KernelLog {
@@ -92,6 +94,7 @@ impl KernelLog {
                 self.complete(term, seq, outputs, delta)
             }
             Entry::Abandon { term, cause } => self.abandon(term, cause),
+            Entry::Park { term } => self.park(term),
         }
     }
 
@@ -139,6 +142,7 @@ impl KernelLog {
         self.open = Some(opening);
         self.last_term = opening.term;
         self.last_executor = Some(opening.replica);
+        self.parked = false;
         Applied::Opened(opening.term)
     }
 
@@ -215,6 +219,16 @@ impl KernelLog {
         Applied::Closed { term, replica: open.replica, interrupted }
     }
 
+    fn park(&mut self, term: Term) -> Applied {
+        // A cell that waits may have been started on its acceptance.
+        if !self.is_open(term) || !self.pending.is_empty() {
+            return Applied::Ignored;
+        }
+        self.open = None;
+        self.parked = true;
+        Applied::Parked(term)
+    }
+
     fn end_head(
         &mut self,
         term: Term,
@@ -284,6 +298,12 @@ impl KernelLog {
     #[must_use]
     pub fn last_loss(&self) -> Option<&str> {
         self.last_loss.as_deref()
+    }
+
+    /// Whether the last term was closed for want of work.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        self.parked
     }
 
     /// The last request with a place.

@@ -10,7 +10,7 @@ pub mod invariants;
 mod log;
 
 pub use entry::{Applied, Entry, Hash, LoggedOutput, Part, StateDelta, StateGroup};
-pub use executor::{Action, Executor, Identity, Input, PythonPhase, Request};
+pub use executor::{Action, Executor, Identity, Input, PythonPhase, Request, Upkeep};
 pub use log::{
     DEDUPE_CELLS_MAX, KernelLog, OUTPUT_BYTES_MAX, OpenTerm, PendingCell, QUEUE_DEPTH_MAX,
 };

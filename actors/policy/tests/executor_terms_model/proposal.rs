@@ -21,6 +21,7 @@ pub(crate) enum Proposal {
     Start { term: Term, seq: Seq },
     Complete { term: Term, seq: Seq, changed_by: Vec<usize> },
     Abandon { term: Term },
+    Park { term: Term },
 }
 
 impl Proposal {
@@ -42,6 +43,7 @@ impl Proposal {
                 changed_by: delta.upsert.iter().flat_map(|(_, group)| cells_in(group)).collect(),
             },
             Entry::Abandon { term, .. } => Self::Abandon { term: *term },
+            Entry::Park { term } => Self::Park { term: *term },
             Entry::Emit { .. } => unreachable!("the executor's machine proposes no outputs"),
         }
     }
@@ -70,6 +72,7 @@ impl Proposal {
                 delta: delta(changed_by, *seq),
             },
             Self::Abandon { term } => Entry::Abandon { term: *term, cause: "lost".to_owned() },
+            Self::Park { term } => Entry::Park { term: *term },
         }
     }
 
@@ -89,7 +92,7 @@ impl Proposal {
                 !is_open(term) || pending(seq).is_none_or(|cell| cell.grant == Some(*term))
             }
             Self::Complete { term, seq, .. } => !is_open(term) || pending(seq).is_none(),
-            Self::Abandon { term } => !is_open(term),
+            Self::Abandon { term } | Self::Park { term } => !is_open(term),
         }
     }
 }

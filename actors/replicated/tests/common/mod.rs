@@ -204,6 +204,17 @@ impl Cluster {
         }
     }
 
+    /// Ends the process alone: its disk keeps every byte that was written.
+    pub async fn kill(&mut self, replica: u64) {
+        let node = self.nodes.get_mut(&replica).unwrap();
+        node.disk = node.disk.kill();
+        if let Some((replicator, group)) = node.live.take() {
+            replicator.crash();
+            self.net.disconnect(&node.name);
+            group.shutdown().await;
+        }
+    }
+
     pub fn group(&self, replica: u64) -> &Group<Journal> {
         &self.nodes[&replica].live.as_ref().unwrap().1
     }
