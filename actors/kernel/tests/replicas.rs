@@ -20,7 +20,10 @@ use callboard_kernel::{
     NodeContext, NodeStats, PythonConfig, Replica, ReplicaArgs, ReplicaMsg, UpkeepConfig,
     python::unpack_package,
 };
-use callboard_policy::failure::{NodeView, NodesView};
+use callboard_policy::{
+    failure::{NodeView, NodesView},
+    hibernation::HibernationConfig,
+};
 use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Fault, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
     SubjectPattern,
@@ -35,6 +38,9 @@ use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, Replicator, Repl
 use callboard_transport::{FaultPlan, Lanes, MemoryNet, typed};
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
+
+#[path = "replicas/hibernation.rs"]
+mod hibernation;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -61,6 +67,7 @@ struct Cluster {
     spec: KernelSpec,
     nodes: watch::Sender<NodesView>,
     members: BTreeMap<u64, Member>,
+    hibernation: HibernationConfig,
     lives: u64,
     upkeep: UpkeepConfig,
 }
@@ -70,7 +77,19 @@ impl Cluster {
         Self::kept(UpkeepConfig::default(), KernelOptions::default()).await
     }
 
+    async fn start_with(hibernation: HibernationConfig) -> Self {
+        Self::with(UpkeepConfig::default(), KernelOptions::default(), hibernation).await
+    }
+
     async fn kept(upkeep: UpkeepConfig, options: KernelOptions) -> Self {
+        Self::with(upkeep, options, HibernationConfig::default()).await
+    }
+
+    async fn with(
+        upkeep: UpkeepConfig,
+        options: KernelOptions,
+        hibernation: HibernationConfig,
+    ) -> Self {
         let replicas = (1..=3)
             .map(|n| {
                 let disk = DiskId::generate();
@@ -94,6 +113,7 @@ impl Cluster {
             spec,
             nodes: watch::Sender::new(NodesView::default()),
             members: BTreeMap::new(),
+            hibernation,
             lives: 0,
             upkeep,
         };
@@ -145,6 +165,7 @@ impl Cluster {
             upkeep: self.upkeep,
             run_dir,
             nodes: self.nodes.subscribe(),
+            hibernation: self.hibernation,
             stats: Arc::new(NodeStats::default()),
         });
         let args = ReplicaArgs {

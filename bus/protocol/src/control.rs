@@ -181,6 +181,13 @@ pub struct NodeStatus {
     pub running_cells: u32,
     /// What its Python environment lacks; `None` if it can run kernels.
     pub python_problem: Option<String>,
+    /// Its replicas that sleep.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub asleep: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// How a node is, judged from its heartbeats.

@@ -9,7 +9,9 @@ use std::{
 use callboard_kernel::{
     NodeContext, NodeStats, PythonConfig, UpkeepConfig, python::unpack_package,
 };
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_policy::{
+    failure::FailureConfig, hibernation::HibernationConfig, repair::RepairLimits,
+};
 use callboard_protocol::NodeId;
 use callboard_replicated::{
     ChunkExchange, ChunkStore, Disk, FaultyDisk, KillProcess, RealDisk, ReplicatorOptions,
@@ -62,6 +64,8 @@ pub struct NodeOptions {
     pub python: PathBuf,
     /// How kernels are kept that have nothing to do.
     pub upkeep: UpkeepConfig,
+    /// When its idle kernels sleep.
+    pub hibernation: HibernationConfig,
     /// Longest time one capture of a session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
     /// How long to wait for a broker that is down when the node starts.
@@ -204,6 +208,7 @@ async fn start(
                 capture_budget_ms: options.capture_budget_ms,
             },
             upkeep: options.upkeep,
+            hibernation: options.hibernation,
             run_dir,
             nodes: services.nodes.clone(),
             stats: Arc::new(NodeStats::default()),

@@ -23,6 +23,8 @@ fn options(data_dir: &Path) -> NodeOptions {
         adopt_directory: false,
         python: "python3".into(),
         upkeep: callboard_agent::UpkeepConfig::default(),
+        hibernation: Default::default(),
+        disk_faults: false,
         capture_budget_ms: 1_000,
         broker_wait: Duration::ZERO,
         failure: FailureConfig::default(),

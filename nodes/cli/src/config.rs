@@ -50,6 +50,8 @@ pub struct ClusterConfig {
     pub park_after_s: u64,
     /// Whether kernels are parked that hold what only a live process can hold.
     pub park_with_refused: bool,
+    /// Seconds without a request after which a kernel's members sleep; 0: never.
+    pub hibernate_after_s: u64,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
     /// Log entries after which a replica writes a snapshot.
@@ -77,6 +79,7 @@ impl Default for ClusterConfig {
             standby_python: Standby::Thin,
             park_after_s: 1800,
             park_with_refused: false,
+            hibernate_after_s: 60,
             otlp_endpoint: String::new(),
             snapshot_every_entries: 2000,
             disk_faults: false,
@@ -258,7 +261,7 @@ fn sentence(origin: &str, problems: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use callboard_policy::failure::FailureConfig;
+    use callboard_policy::{failure::FailureConfig, hibernation::HibernationConfig};
     use callboard_replicated::RaftTiming;
 
     use super::*;
@@ -284,6 +287,8 @@ mod tests {
         assert_eq!(config.election_timeout_max_ms, timing.election_timeout_max_ms);
         assert_eq!(config.suspect_after_ms, failure.suspect_after_ms);
         assert_eq!(config.gone_after_ms, failure.gone_after_ms);
+        let hibernation = HibernationConfig::default();
+        assert_eq!(config.hibernate_after_s * 1000, hibernation.after_ms);
     }
 
     #[test]

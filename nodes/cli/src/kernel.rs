@@ -187,6 +187,7 @@ fn phase(phase: KernelPhase) -> &'static str {
         KernelPhase::Idle => "idle",
         KernelPhase::Parked => "parked: no Python process until the next request",
         KernelPhase::Starting => "starting",
+        KernelPhase::Hibernating => "hibernating: the next request wakes it",
     }
 }
 

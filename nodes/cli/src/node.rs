@@ -3,7 +3,9 @@
 use std::{path::PathBuf, time::Duration};
 
 use callboard_agent::{ExitReason, NodeError, NodeOptions, UpkeepConfig, run_node};
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_policy::{
+    failure::FailureConfig, hibernation::HibernationConfig, repair::RepairLimits,
+};
 use callboard_protocol::NodeId;
 use callboard_replicated::{RaftTiming, ReplicatorOptions};
 use callboard_transport::{Credentials, telemetry};
@@ -66,6 +68,10 @@ pub async fn run(args: NodeArgs) -> Outcome {
         bootstrap: args.bootstrap,
         adopt_directory: args.adopt_directory,
         python,
+        hibernation: HibernationConfig {
+            after_ms: config.hibernate_after_s.saturating_mul(1000),
+            ..HibernationConfig::default()
+        },
         upkeep: UpkeepConfig {
             standby: config.standby_python,
             park_after_ms: Some(config.park_after_s.saturating_mul(1000)).filter(|ms| *ms > 0),

@@ -138,7 +138,7 @@ impl ReplicaState {
         }
     }
 
-    fn status(&self) -> KernelStatus {
+    pub(super) fn status(&self) -> KernelStatus {
         let metrics = self.group.metrics().borrow().clone();
         let nodes = self.args.context.nodes.borrow().clone();
         let executor = self.read(|log| log.open_term().map(|open| open.replica));
