@@ -42,7 +42,9 @@ const COUNT_QUICK: usize = 3;
 /// How long a plain run may take, its start included: twenty long ones would take an hour.
 const PLAIN_WITHIN: Duration = Duration::from_secs(120);
 /// The same of a quick run: three notebooks run three times each in under 100 seconds.
-const PLAIN_WITHIN_QUICK: Duration = Duration::from_secs(10);
+const PLAIN_WITHIN_QUICK: Duration = Duration::from_secs(15);
+/// A quick run begins no further notebook after this, however slow the machine.
+const QUICK_BEGINS_FOR: Duration = Duration::from_secs(65);
 
 /// The bench.
 #[derive(Debug)]
@@ -149,8 +151,13 @@ impl Run<'_> {
             notebooks.len(),
             self.options.seed
         ));
+        let start = Instant::now();
         for notebook in notebooks {
             if self.found.run == count {
+                break;
+            }
+            if self.options.quick && self.found.run > 0 && start.elapsed() > QUICK_BEGINS_FOR {
+                say(&format!("stopped after {}: the machine is slow", self.found.run));
                 break;
             }
             if let Err(exclusion) = self.try_one(notebook).await? {
