@@ -22,7 +22,10 @@ use crate::{
     history::{Entry, History},
     plan::{Fault, Moment, Timings, Trial},
     session::{InFlight, Sent, Session},
-    trigger::{ChunkWatch, MOMENT_WITHIN, idle_status, new_member},
+    trigger::{
+        ChunkWatch, HIBERNATING, MOMENT_WITHIN, PARKED, SnapshotWatch, idle_status, new_member,
+        phase,
+    },
 };
 
 /// How long a kernel and its nodes may take to be whole, at first and after a fault was healed.
@@ -104,10 +107,21 @@ impl Stage<'_> {
             sleep(IDLE_PAUSE).await;
         }
         let status = self.status(session).await?;
-        let target = Target::find(self.cluster, trial.fault, &status, python).await?;
+        let target = Target::find(self.cluster, trial.fault, &status, python, None).await?;
+        let target = target.seeded(timings.damage_seed);
+        let second = match trial.second {
+            None => None,
+            Some(fault) => {
+                let not = target.node.as_ref();
+                let found = Target::find(self.cluster, fault, &status, python, not).await?;
+                Some(found.seeded(timings.damage_seed.wrapping_add(1)))
+            }
+        };
         let (cell, struck) = self.strike(trial, &timings, session, &status, &target).await?;
-        let (at, what) = (struck.at, struck.what.clone());
-        session.history().record(&Entry::Struck { what: what.clone() })?;
+        let at = struck.at;
+        session.history().record(&Entry::Struck { what: struck.what.clone() })?;
+        let history = session.history().clone();
+        let healing = self.strike_again_and_heal(struck, second, &timings, &history);
         let after = async {
             let mut sent = vec![session.finish(cell).await?];
             // More than planned if need be: the time to the next result is always measured.
@@ -118,8 +132,8 @@ impl Stage<'_> {
             }
             Ok::<_, ChaosError>(sent)
         };
-        let (sent, healed) = tokio::join!(after, struck.heal(self.cluster));
-        let (sent, ()) = (sent?, healed?);
+        let (sent, healed) = tokio::join!(after, healing);
+        let (sent, what) = (sent?, healed?);
         session.history().record(&Entry::Healed)?;
         let healed_at = Instant::now();
         self.whole(session).await?;
@@ -142,6 +156,46 @@ impl Stage<'_> {
         Ok(TrialResult { struck: what, cell, next_result_s, whole_s, verdict })
     }
 
+    /// Strikes the second time, if there is one, and ends both faults; says what was done.
+    async fn strike_again_and_heal(
+        &self,
+        first: Struck,
+        second: Option<Target>,
+        timings: &Timings,
+        history: &History,
+    ) -> Result<String, ChaosError> {
+        let mut what = first.what.clone();
+        let mut struck = vec![first];
+        if let Some(second) = second {
+            sleep(timings.second_delay).await;
+            match second.strike(self.cluster).await {
+                Ok(it) => {
+                    what = format!(
+                        "{what}; {} ms later {}",
+                        timings.second_delay.as_millis(),
+                        it.what
+                    );
+                    history.record(&Entry::Struck { what: it.what.clone() })?;
+                    struck.push(it);
+                }
+                // The first fault may have taken it along: Python with its node.
+                Err(ChaosError::NotOurs { pid, why }) => {
+                    what = format!("{what}; then nothing: process {pid} was gone ({why})");
+                }
+                Err(error) => {
+                    for it in struck {
+                        it.heal(self.cluster).await?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        for it in struck {
+            it.heal(self.cluster).await?;
+        }
+        Ok(what)
+    }
+
     /// Sends the cell under test, waits for the moment, strikes.
     async fn strike(
         &self,
@@ -155,9 +209,16 @@ impl Stage<'_> {
         let level = timings.level;
         let mut cell = match trial.moment {
             Moment::Idle => {
-                let struck = target.strike(self.cluster)?;
+                let struck = target.strike(self.cluster).await?;
                 return Ok((session.begin("", "", Level::Durable)?, struck));
             }
+            Moment::Hibernating | Moment::Parked => {
+                let name = if trial.moment == Moment::Parked { PARKED } else { HIBERNATING };
+                phase(session.kernel(), name).await?;
+                let struck = target.strike(self.cluster).await?;
+                return Ok((session.begin("", "", Level::Durable)?, struck));
+            }
+            Moment::DuringSnapshot => self.until_snapshot(session, level).await?,
             Moment::AfterAccept => {
                 let mut cell = session.begin("", &sleeping, level)?;
                 seen(&mut cell.accepted, "the acceptance of a cell").await?;
@@ -192,9 +253,31 @@ impl Stage<'_> {
             }
         };
         sleep(timings.strike_delay).await;
-        let struck = target.strike(self.cluster);
+        let struck = target.strike(self.cluster).await;
         cell.accepted.close();
         Ok((cell, struck?))
+    }
+
+    /// Sends cells until a replica writes a snapshot; returns the cell that is on its way then.
+    async fn until_snapshot(
+        &self,
+        session: &mut Session,
+        level: Level,
+    ) -> Result<InFlight, ChaosError> {
+        let watch = SnapshotWatch::begin(self.cluster, session.kernel().id());
+        let mut seen = std::pin::pin!(watch.wait());
+        loop {
+            let mut cell = session.begin("", "", level)?;
+            tokio::select! {
+                appeared = &mut seen => {
+                    appeared?;
+                    return Ok(cell);
+                }
+                // It prints nothing: whoever would tell of output is gone when the cell has ended.
+                _ = &mut cell.output => {}
+            }
+            session.finish(cell).await?;
+        }
     }
 
     /// Stops a standby's node until the control plane replaces its replica, then lets it go on.

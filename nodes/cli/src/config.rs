@@ -141,6 +141,12 @@ impl ClusterConfig {
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     }
 
+    /// Whether there is such a key.
+    #[must_use]
+    pub fn knows(key: &str) -> bool {
+        keys().contains_key(key)
+    }
+
     /// Everything that is wrong with the values.
     #[must_use]
     pub fn validate(&self) -> Vec<String> {

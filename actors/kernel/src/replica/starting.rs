@@ -107,7 +107,7 @@ impl ReplicaState {
             askers: HashMap::new(),
             traces: CellTraces::default(),
             chunk_keeper,
-            base_readable: false,
+            chunks_complete: false,
             changing_members: false,
             tasks,
         }
