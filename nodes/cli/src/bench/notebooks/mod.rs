@@ -177,15 +177,15 @@ impl Run<'_> {
             Ok(measure) => measure,
             Err(exclusion) => return Ok(Err(exclusion)),
         };
-        let kills = kills::plan(self.options.seed, &notebook.path, notebook.cells.len());
+        let plan = kills::plan(self.options.seed, &notebook.path, notebook.cells.len());
         let start = Instant::now();
-        let ran = trial::run(self.cluster, notebook, &kills, &scratch.join("ours"), within).await;
+        let ran = trial::run(self.cluster, notebook, &plan, &scratch.join("ours"), within).await;
         let whole = start.elapsed();
         let found = &mut self.found;
         found.run += 1;
         found.cells += notebook.cells.len();
-        found.kills += kills.len();
-        found.nodes_lost += kills.iter().filter(|kill| kill.loss == Loss::Node).count();
+        found.kills += plan.kills.len();
+        found.nodes_lost += plan.kills.iter().filter(|kill| kill.loss == Loss::Node).count();
         found.images += measure.transcript.images();
         found.names += measure.transcript.names();
         found.plain_s.push(measure.seconds);
@@ -201,11 +201,12 @@ impl Run<'_> {
             Err(why) => vec![why],
         };
         let head = format!(
-            "[{}] {}: {} cells, {} kills, plain {:.1} s, with kills {:.1} s",
+            "[{}] {}: {} cells, {} kills, {:?} standbys, plain {:.1} s, with kills {:.1} s",
             found.run,
             notebook.label(),
             notebook.cells.len(),
-            kills.len(),
+            plan.kills.len(),
+            plan.standby,
             measure.seconds,
             whole.as_secs_f64()
         );
