@@ -38,12 +38,14 @@ pub(crate) struct Executor {
     pub(crate) node: NodeId,
 }
 
-/// Kills until another replica executes.
+/// Kills the executor; with `moves`, until another replica executes. Without hot standbys the one
+/// that is lost often takes over again, on a fresh Python process.
 pub(crate) async fn fail_over(
     cluster: &LocalCluster,
     kernel: &KernelClient,
     first: &Executor,
     loss: Loss,
+    moves: bool,
 ) -> Result<Executor, String> {
     let order = match loss {
         Loss::Python => Kill::Python { kernel: kernel.id(), replica: first.replica },
@@ -54,7 +56,7 @@ pub(crate) async fn fail_over(
         let killed = cluster.client().control().kill(&first.node, order).await;
         killed.map_err(|fault| format!("the kill was refused: {fault}"))?;
         let next = wait_for_executor(kernel, |status| status.term > term).await?;
-        if next.replica != first.replica {
+        if next.replica != first.replica || !moves {
             return Ok(next);
         }
     }

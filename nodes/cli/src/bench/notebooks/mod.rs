@@ -42,7 +42,9 @@ const COUNT_QUICK: usize = 3;
 /// How long a plain run may take, its start included: twenty long ones would take an hour.
 const PLAIN_WITHIN: Duration = Duration::from_secs(120);
 /// The same of a quick run: three notebooks run three times each in under 100 seconds.
-const PLAIN_WITHIN_QUICK: Duration = Duration::from_secs(10);
+const PLAIN_WITHIN_QUICK: Duration = Duration::from_secs(15);
+/// A quick run begins no further notebook after this, however slow the machine.
+const QUICK_BEGINS_FOR: Duration = Duration::from_secs(65);
 
 /// The bench.
 #[derive(Debug)]
@@ -149,8 +151,13 @@ impl Run<'_> {
             notebooks.len(),
             self.options.seed
         ));
+        let start = Instant::now();
         for notebook in notebooks {
             if self.found.run == count {
+                break;
+            }
+            if self.options.quick && self.found.run > 0 && start.elapsed() > QUICK_BEGINS_FOR {
+                say(&format!("stopped after {}: the machine is slow", self.found.run));
                 break;
             }
             if let Err(exclusion) = self.try_one(notebook).await? {
@@ -170,15 +177,15 @@ impl Run<'_> {
             Ok(measure) => measure,
             Err(exclusion) => return Ok(Err(exclusion)),
         };
-        let kills = kills::plan(self.options.seed, &notebook.path, notebook.cells.len());
+        let plan = kills::plan(self.options.seed, &notebook.path, notebook.cells.len());
         let start = Instant::now();
-        let ran = trial::run(self.cluster, notebook, &kills, &scratch.join("ours"), within).await;
+        let ran = trial::run(self.cluster, notebook, &plan, &scratch.join("ours"), within).await;
         let whole = start.elapsed();
         let found = &mut self.found;
         found.run += 1;
         found.cells += notebook.cells.len();
-        found.kills += kills.len();
-        found.nodes_lost += kills.iter().filter(|kill| kill.loss == Loss::Node).count();
+        found.kills += plan.kills.len();
+        found.nodes_lost += plan.kills.iter().filter(|kill| kill.loss == Loss::Node).count();
         found.images += measure.transcript.images();
         found.names += measure.transcript.names();
         found.plain_s.push(measure.seconds);
@@ -194,11 +201,12 @@ impl Run<'_> {
             Err(why) => vec![why],
         };
         let head = format!(
-            "[{}] {}: {} cells, {} kills, plain {:.1} s, with kills {:.1} s",
+            "[{}] {}: {} cells, {} kills, {:?} standbys, plain {:.1} s, with kills {:.1} s",
             found.run,
             notebook.label(),
             notebook.cells.len(),
-            kills.len(),
+            plan.kills.len(),
+            plan.standby,
             measure.seconds,
             whole.as_secs_f64()
         );

@@ -3,12 +3,16 @@
 use std::{path::Path, time::Duration};
 
 use callboard_client::{ExecuteEvent, ExecuteOptions, KernelClient};
-use callboard_protocol::{Fault, kernel::CellOutcome};
+use callboard_protocol::{
+    Fault,
+    control::{KernelOptions, Standby},
+    kernel::CellOutcome,
+};
 use tokio::time::Instant;
 
 use super::{
     CLOSING,
-    kills::Kill,
+    kills::Plan,
     library::Notebook,
     outputs::{CellOutputs, Transcript},
 };
@@ -38,13 +42,14 @@ pub(super) struct Ran {
 pub(super) async fn run(
     cluster: &LocalCluster,
     notebook: &Notebook,
-    kills: &[Kill],
+    plan: &Plan,
     scratch: &Path,
     within: Duration,
 ) -> Result<Ran, String> {
     std::fs::create_dir_all(scratch).map_err(|error| format!("no scratch directory: {error}"))?;
-    let kernel = cluster.kernel(3).await.map_err(|failure| failure.message)?;
-    let result = on_kernel(cluster, &kernel, notebook, kills, scratch, within).await;
+    let options = KernelOptions { standby: Some(plan.standby), ..KernelOptions::default() };
+    let kernel = cluster.kernel_with(3, options).await.map_err(|failure| failure.message)?;
+    let result = on_kernel(cluster, &kernel, notebook, plan, scratch, within).await;
     let stopped = cluster.client().control().stop_kernel(kernel.id()).await;
     stopped.map_err(|fault| format!("the kernel did not stop: {fault}"))?;
     result
@@ -54,7 +59,7 @@ async fn on_kernel(
     cluster: &LocalCluster,
     kernel: &KernelClient,
     notebook: &Notebook,
-    kills: &[Kill],
+    plan: &Plan,
     scratch: &Path,
     within: Duration,
 ) -> Result<Ran, String> {
@@ -63,8 +68,8 @@ async fn on_kernel(
     execute(kernel, &super::enter(scratch), within).await?;
     let codes = notebook.cells.iter().map(String::as_str).chain([CLOSING]);
     for (place, code) in codes.enumerate() {
-        for kill in kills.iter().filter(|kill| kill.before == place) {
-            let lost = lose(cluster, kernel, kill.loss).await;
+        for kill in plan.kills.iter().filter(|kill| kill.before == place) {
+            let lost = lose(cluster, kernel, kill.loss, plan.standby).await;
             lost.map_err(|why| format!("after the loss before cell {}: {why}", place + 1))?;
         }
         let start = Instant::now();
@@ -83,10 +88,15 @@ async fn on_kernel(
     Ok(ran)
 }
 
-/// Returns once another replica executes and every node is up.
-async fn lose(cluster: &LocalCluster, kernel: &KernelClient, loss: Loss) -> Result<(), String> {
+/// Returns once there is an executor again and every node is up.
+async fn lose(
+    cluster: &LocalCluster,
+    kernel: &KernelClient,
+    loss: Loss,
+    standby: Standby,
+) -> Result<(), String> {
     let first = wait_for_executor(kernel, |_| true).await?;
-    fail_over(cluster, kernel, &first, loss).await?;
+    fail_over(cluster, kernel, &first, loss, standby == Standby::Hot).await?;
     match loss {
         Loss::Node => nodes_whole(cluster).await,
         Loss::Python => Ok(()),

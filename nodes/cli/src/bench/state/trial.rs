@@ -3,7 +3,11 @@
 use std::{path::Path, time::Duration};
 
 use callboard_client::{ExecuteEvent, ExecuteOptions, KernelClient};
-use callboard_protocol::{Fault, kernel::CellOutcome};
+use callboard_protocol::{
+    Fault,
+    control::{KernelOptions, Standby},
+    kernel::CellOutcome,
+};
 use serde_json::Value;
 
 use super::snippet::Snippet;
@@ -25,7 +29,8 @@ pub(super) async fn run(
     scratch: &Path,
 ) -> Result<(), String> {
     std::fs::create_dir_all(scratch).map_err(|error| format!("no scratch directory: {error}"))?;
-    let kernel = cluster.kernel(3).await.map_err(|failure| failure.message)?;
+    let hot = KernelOptions { standby: Some(Standby::Hot), ..KernelOptions::default() };
+    let kernel = cluster.kernel_with(3, hot).await.map_err(|failure| failure.message)?;
     let result = on_kernel(cluster, &kernel, snippet, loss, scratch).await;
     let stopped = cluster.client().control().stop_kernel(kernel.id()).await;
     result.and(stopped.map(drop).map_err(|fault| format!("the kernel did not stop: {fault}")))
@@ -57,7 +62,7 @@ async fn on_kernel(
         return Err(format!("not refused by name: {missing:?}; refused: {:?}", status.refused));
     }
     let first = wait_for_executor(kernel, |_| true).await?;
-    let second = fail_over(cluster, kernel, &first, loss).await?;
+    let second = fail_over(cluster, kernel, &first, loss, true).await?;
     let ran = execute(kernel, &fill(&snippet.check)).await?;
     let after = wait_for_executor(kernel, |_| true).await?;
     if loss == Loss::Node {
