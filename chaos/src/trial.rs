@@ -7,8 +7,8 @@ use std::{
 };
 
 use callboard_protocol::{
-    KernelId, NodeId,
-    control::StartKernel,
+    KernelId, NodeId, ReplicaId,
+    control::{ReplicaSpec, Standing, StartKernel},
     kernel::{KernelStatus, Level, ReplicaRole},
 };
 use nix::sys::signal::Signal;
@@ -34,6 +34,8 @@ pub const WHOLE_WITHIN: Duration = Duration::from_secs(60);
 const IDLE_PAUSE: Duration = Duration::from_secs(2);
 /// How often a kernel is asked whether it is whole.
 const WHOLE_POLL: Duration = Duration::from_millis(100);
+/// How long one question to the control plane is tried.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
 /// Cells sent after the fault at most until one has a result.
 const CELLS_AFTER_MAX: usize = 10;
 /// What a cell makes so that chunks are pushed, in bytes.
@@ -325,12 +327,32 @@ impl Stage<'_> {
         }
     }
 
+    /// Members of the kernel that are on their way in or out, or on a disk that their node has no
+    /// more: a status may be from before a loss was noticed.
+    async fn strangers(&self, kernel: KernelId) -> Result<Vec<ReplicaId>, callboard_protocol::Fault> {
+        let control = self.cluster.client().control().with_patience(ASK_WITHIN);
+        let spec = control.find_kernel(&kernel.to_string()).await?;
+        let nodes = control.list_nodes().await?.nodes;
+        let is_at_home = |member: &ReplicaSpec| {
+            let moves = matches!(member.standing, Standing::Joiner | Standing::Leaver);
+            !moves && nodes.iter().any(|it| it.node == member.node && it.disk == member.disk)
+        };
+        let strangers = spec.replicas.iter().filter(|(_, member)| !is_at_home(member));
+        Ok(strangers.map(|(replica, _)| *replica).collect())
+    }
+
     /// Waits until the kernel has three replicas that all take part.
     async fn whole(&self, session: &Session) -> Result<(), ChaosError> {
         let until = Instant::now() + WHOLE_WITHIN;
         loop {
             let detail = match session.kernel().show().await {
-                Ok(status) if is_whole(&status) => return Ok(()),
+                Ok(status) if is_whole(&status) => {
+                    match self.strangers(session.kernel().id()).await {
+                        Ok(strangers) if strangers.is_empty() => return Ok(()),
+                        Ok(strangers) => format!(": members on disks that are gone: {strangers:?}"),
+                        Err(fault) => format!(": {fault}"),
+                    }
+                }
                 Ok(status) => format!(": its replicas are {:?}", status.replicas),
                 Err(fault) => format!(": {fault}"),
             };
