@@ -9,7 +9,7 @@ use std::{
 use callboard_agent::{ExitReason, NodeError, NodeOptions, run_node};
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::NodeId;
-use callboard_replicated::{RaftTiming, ReplicatorOptions};
+use callboard_replicated::{RaftTiming, ReplicatorOptions, WalOptions};
 use callboard_transport::{Credentials, telemetry};
 use clap::Args;
 
@@ -84,6 +84,7 @@ pub async fn run(args: NodeArgs) -> Outcome {
                 election_timeout_min_ms: config.election_timeout_min_ms,
                 election_timeout_max_ms: config.election_timeout_max_ms,
             },
+            wal: WalOptions::of_segments(config.log_segment_mb << 20),
             snapshot_every_entries_max: config.snapshot_every_entries,
             ..ReplicatorOptions::default()
         },
@@ -122,7 +123,11 @@ mod tests {
 
     fn failed(kind: ErrorKind) -> NodeError {
         let source = io::Error::from(kind);
-        NodeError::from(DataDirError::Io { what: "write", path: PathBuf::from("incarnation"), source })
+        NodeError::from(DataDirError::Io {
+            what: "write",
+            path: PathBuf::from("incarnation"),
+            source,
+        })
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod chaos;
 pub mod local_cluster;
 pub mod options;
 pub mod report;
+pub mod soak;
 pub mod state;
 pub mod stats;
 
@@ -53,7 +54,12 @@ pub trait Bench: Send + Sync {
 
 /// Every bench of this build.
 fn registry() -> Vec<Box<dyn Bench>> {
-    vec![Box::new(cells::Cells), Box::new(chaos::Chaos), Box::new(state::State)]
+    vec![
+        Box::new(cells::Cells),
+        Box::new(chaos::Chaos),
+        Box::new(soak::Soak),
+        Box::new(state::State),
+    ]
 }
 
 /// Runs a verb.
