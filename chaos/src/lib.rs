@@ -20,6 +20,7 @@ pub mod network;
 pub mod plan;
 pub mod run;
 pub mod session;
+pub mod soak;
 pub mod trial;
 pub mod trigger;
 

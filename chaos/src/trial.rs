@@ -7,8 +7,8 @@ use std::{
 };
 
 use callboard_protocol::{
-    KernelId, NodeId,
-    control::StartKernel,
+    KernelId, NodeId, ReplicaId,
+    control::{ReplicaSpec, Standing, StartKernel},
     kernel::{KernelStatus, Level, ReplicaRole},
 };
 use nix::sys::signal::Signal;
@@ -34,6 +34,8 @@ pub const WHOLE_WITHIN: Duration = Duration::from_secs(60);
 const IDLE_PAUSE: Duration = Duration::from_secs(2);
 /// How often a kernel is asked whether it is whole.
 const WHOLE_POLL: Duration = Duration::from_millis(100);
+/// How long one question to the control plane is tried.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
 /// Cells sent after the fault at most until one has a result.
 const CELLS_AFTER_MAX: usize = 10;
 /// What a cell makes so that chunks are pushed, in bytes.
@@ -85,7 +87,7 @@ impl Stage<'_> {
             kernel: kernel.to_string(),
         })?;
         let mut session = Session::new(self.cluster, kernel, history);
-        self.whole(&session).await?;
+        until_whole(self.cluster, &session).await?;
         let witness = self.folder.join("witness.txt");
         let result = self.strike_and_heal(trial, &mut session, &witness).await?;
         control.stop_kernel(kernel).await.map_err(ChaosError::refused("stop the kernel"))?;
@@ -136,7 +138,7 @@ impl Stage<'_> {
         let (sent, what) = (sent?, healed?);
         session.history().record(&Entry::Healed)?;
         let healed_at = Instant::now();
-        self.whole(session).await?;
+        until_whole(self.cluster, session).await?;
         self.cluster.all_up(WHOLE_WITHIN).await?;
         session.history().record(&Entry::Whole)?;
         let whole_s = healed_at.elapsed().as_secs_f64();
@@ -183,16 +185,12 @@ impl Stage<'_> {
                     what = format!("{what}; then nothing: process {pid} was gone ({why})");
                 }
                 Err(error) => {
-                    for it in struck {
-                        it.heal(self.cluster).await?;
-                    }
+                    let _ = heal_all(self.cluster, struck).await;
                     return Err(error);
                 }
             }
         }
-        for it in struck {
-            it.heal(self.cluster).await?;
-        }
+        heal_all(self.cluster, struck).await?;
         Ok(what)
     }
 
@@ -324,23 +322,57 @@ impl Stage<'_> {
             }
         }
     }
+}
 
-    /// Waits until the kernel has three replicas that all take part.
-    async fn whole(&self, session: &Session) -> Result<(), ChaosError> {
-        let until = Instant::now() + WHOLE_WITHIN;
-        loop {
-            let detail = match session.kernel().show().await {
-                Ok(status) if is_whole(&status) => return Ok(()),
-                Ok(status) => format!(": its replicas are {:?}", status.replicas),
-                Err(fault) => format!(": {fault}"),
-            };
-            if Instant::now() > until {
-                let what = "the return of all three replicas";
-                return Err(ChaosError::TooSlow { what, within_s: WHOLE_WITHIN.as_secs(), detail });
+/// Members of the kernel that are on their way in or out, or on a disk that their node has no
+/// more: a status may be from before a loss was noticed.
+///
+/// # Errors
+/// What the control plane says.
+pub async fn strangers(
+    cluster: &Cluster,
+    kernel: KernelId,
+) -> Result<Vec<ReplicaId>, callboard_protocol::Fault> {
+    let control = cluster.client().control().with_patience(ASK_WITHIN);
+    let spec = control.find_kernel(&kernel.to_string()).await?;
+    let nodes = control.list_nodes().await?.nodes;
+    let is_at_home = |member: &ReplicaSpec| {
+        let moves = matches!(member.standing, Standing::Joiner | Standing::Leaver);
+        !moves && nodes.iter().any(|it| it.node == member.node && it.disk == member.disk)
+    };
+    let strangers = spec.replicas.iter().filter(|(_, member)| !is_at_home(member));
+    Ok(strangers.map(|(replica, _)| *replica).collect())
+}
+
+/// Waits until the kernel has three replicas that all take part.
+///
+/// # Errors
+/// [`ChaosError::TooSlow`] with what was missing.
+pub async fn until_whole(cluster: &Cluster, session: &Session) -> Result<(), ChaosError> {
+    let until = Instant::now() + WHOLE_WITHIN;
+    loop {
+        let detail = match session.kernel().show().await {
+            Ok(status) if is_whole(&status) => {
+                match strangers(cluster, session.kernel().id()).await {
+                    Ok(strangers) if strangers.is_empty() => return Ok(()),
+                    Ok(strangers) => format!(": members on disks that are gone: {strangers:?}"),
+                    Err(fault) => format!(": {fault}"),
+                }
             }
-            sleep(WHOLE_POLL).await;
+            Ok(status) => format!(": its replicas are {:?}", status.replicas),
+            Err(fault) => format!(": {fault}"),
+        };
+        if Instant::now() > until {
+            let what = "the return of all three replicas";
+            return Err(ChaosError::TooSlow { what, within_s: WHOLE_WITHIN.as_secs(), detail });
         }
+        sleep(WHOLE_POLL).await;
     }
+}
+/// Ends faults, each when its time is over: one that cannot be undone does not keep the others.
+async fn heal_all(cluster: &Cluster, struck: Vec<Struck>) -> Result<(), ChaosError> {
+    let healing = struck.into_iter().map(|it| it.heal(cluster));
+    futures::future::join_all(healing).await.into_iter().collect()
 }
 
 fn is_whole(status: &KernelStatus) -> bool {

@@ -174,8 +174,7 @@ async fn start(
     let exchange =
         ChunkExchange::serve(lanes.bulk.clone(), cluster, options.node.clone(), chunks.clone())
             .await?;
-    let package_dir = unpack_package(&dir.root().join("python"))
-        .map_err(|error| NodeError::Package(error.to_string()))?;
+    let package_dir = unpack_package(&dir.root().join("python"))?;
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
         node: options.node.clone(),

@@ -11,6 +11,8 @@ use toml::{Table, Value};
 
 use crate::exit::Failure;
 
+/// Largest file of a node's log, in MiB: it is read as a whole when the node starts.
+const LOG_SEGMENT_MAX_MB: u64 = 1024;
 /// Most nodes that one machine runs: more than this many processes help nobody.
 const NODES_MAX: u16 = 64;
 
@@ -58,6 +60,8 @@ pub struct ClusterConfig {
     pub snapshot_every_entries: u64,
     /// Whether a node's disk fails when a file in its folder says so.
     pub disk_faults: bool,
+    /// Size of a file of a node's log, in MiB.
+    pub log_segment_mb: u64,
 }
 
 impl Default for ClusterConfig {
@@ -83,6 +87,7 @@ impl Default for ClusterConfig {
             otlp_endpoint: String::new(),
             snapshot_every_entries: 2000,
             disk_faults: false,
+            log_segment_mb: 16,
         }
     }
 }
@@ -173,6 +178,7 @@ impl ClusterConfig {
             ("heartbeat_interval_ms", self.heartbeat_interval_ms),
             ("capture_budget_s", self.capture_budget_s),
             ("snapshot_every_entries", self.snapshot_every_entries),
+            ("log_segment_mb", self.log_segment_mb),
         ] {
             check(value > 0, format!("{key} is 0; use at least 1"));
         }
@@ -194,6 +200,11 @@ impl ClusterConfig {
         ] {
             check(low < high, format!("{high_key} is {high}; it must be above {low_key}, {low}"));
         }
+        let segment = self.log_segment_mb;
+        check(
+            segment <= LOG_SEGMENT_MAX_MB,
+            format!("log_segment_mb is {segment}; use at most {LOG_SEGMENT_MAX_MB}"),
+        );
         let endpoint = &self.otlp_endpoint;
         let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         check(

@@ -210,7 +210,7 @@ fn figures(found: &Figures, profile: Profile) -> Vec<Figure> {
     zeros.into_iter().chain(failover).collect()
 }
 
-fn failure(error: ChaosError) -> Failure {
+pub(super) fn failure(error: ChaosError) -> Failure {
     let exit = match &error {
         ChaosError::Stopped => Exit::MaybeExecuted,
         ChaosError::BadPlan(_) => Exit::Usage,

@@ -7,6 +7,7 @@ pub mod local_cluster;
 pub mod notebooks;
 pub mod options;
 pub mod report;
+pub mod soak;
 pub mod state;
 pub mod stats;
 
@@ -59,6 +60,7 @@ fn registry() -> Vec<Box<dyn Bench>> {
         Box::new(cells::Cells),
         Box::new(chaos::Chaos),
         Box::new(notebooks::Notebooks),
+        Box::new(soak::Soak),
         Box::new(state::State),
     ]
 }
