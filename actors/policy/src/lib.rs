@@ -5,6 +5,7 @@
 mod chance;
 pub mod failure;
 pub mod placement;
+pub mod prewarm;
 pub mod repair;
 pub mod restart;
 pub mod terms;

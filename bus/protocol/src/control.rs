@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId};
+use crate::{
+    ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId},
+    node::PythonStock,
+};
 
 /// Creates a kernel. Idempotent for the same id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +184,9 @@ pub struct NodeStatus {
     pub running_cells: u32,
     /// What its Python environment lacks; `None` if it can run kernels.
     pub python_problem: Option<String>,
+    /// Its stock of Python processes.
+    #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
+    pub python_stock: PythonStock,
 }
 
 /// How a node is, judged from its heartbeats.

@@ -32,6 +32,31 @@ pub struct Beat {
     pub suspects: Vec<NodeId>,
     /// What its Python environment lacks to run kernels; `None` if it can.
     pub python_problem: Option<String>,
+    /// Its stock of Python processes.
+    #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
+    pub python_stock: PythonStock,
+}
+
+/// Python processes that a node has started ahead of demand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PythonStock {
+    /// Ready to be taken.
+    pub ready: u32,
+    /// How many there should be.
+    pub target: u32,
+    /// The process that new ones are forked from, if there is one.
+    pub zygote_pid: Option<u32>,
+    /// Libraries it has imported.
+    pub preloaded: u32,
+}
+
+impl PythonStock {
+    /// Whether there is neither stock nor zygote.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A node's process was seen to end.

@@ -12,7 +12,7 @@ use callboard_protocol::{
     NodeId, OwnerId, ReplicaId, Seq, Term,
     control::*,
     kernel::*,
-    node::{Beat, Kill, NodeExited},
+    node::{Beat, Kill, NodeExited, PythonStock},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -204,6 +204,7 @@ fn control_messages_keep_their_first_version() {
         replicas: 3,
         running_cells: 1,
         python_problem: None,
+        python_stock: PythonStock::default(),
     };
     let (outage, epoch) = (Some("2 of 3 nodes are silent".to_owned()), Epoch(7));
     holds("node_list", &NodeList { nodes: vec![status], outage, epoch, leader: node(1) });
@@ -218,22 +219,23 @@ fn node_messages_keep_their_first_version() {
     );
     let how = "killed by signal 9".to_owned();
     holds("node_exited", &NodeExited { node: node(1), incarnation: Some(Incarnation(2)), how });
-    holds(
-        "beat",
-        &Beat {
-            node: node(1),
-            disk: DiskId(uuid(8)),
-            incarnation: Incarnation(2),
-            number: 40,
-            pid: 4711,
-            host: "host-a".to_owned(),
-            replicas: 3,
-            running_cells: 1,
-            epoch: Epoch(7),
-            suspects: vec![node(2)],
-            python_problem: Some("no ipykernel".to_owned()),
-        },
-    );
+    let beat = Beat {
+        node: node(1),
+        disk: DiskId(uuid(8)),
+        incarnation: Incarnation(2),
+        number: 40,
+        pid: 4711,
+        host: "host-a".to_owned(),
+        replicas: 3,
+        running_cells: 1,
+        epoch: Epoch(7),
+        suspects: vec![node(2)],
+        python_problem: Some("no ipykernel".to_owned()),
+        python_stock: PythonStock::default(),
+    };
+    holds("beat", &beat);
+    let python_stock = PythonStock { ready: 3, target: 4, zygote_pid: Some(4712), preloaded: 2 };
+    holds("beat_with_stock", &Beat { python_stock, ..beat });
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! `callboard node`: from a data directory and credentials to a node at work, and back.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use callboard_kernel::{
-    NodeContext, NodeStats, PythonConfig, UpkeepConfig, python::unpack_package,
+    NodeContext, NodeStats, PythonConfig, PythonPool, UpkeepConfig,
+    python::{Zygote, unpack_package},
 };
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_policy::{failure::FailureConfig, prewarm::PoolBounds, repair::RepairLimits};
 use callboard_protocol::NodeId;
 use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, ReplicatorOptions};
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
@@ -52,6 +57,10 @@ pub struct NodeOptions {
     pub adopt_directory: bool,
     /// The Python that kernels run on.
     pub python: PathBuf,
+    /// Libraries that kernels find imported already.
+    pub zygote_preload: String,
+    /// How many started Python processes are kept at hand.
+    pub pool: PoolBounds,
     /// How kernels are kept that have nothing to do.
     pub upkeep: UpkeepConfig,
     /// Longest time one capture of a session's state may take, in milliseconds.
@@ -162,6 +171,7 @@ async fn start(
             .await?;
     let package_dir = unpack_package(&dir.root().join("python"))
         .map_err(|error| NodeError::Package(error.to_string()))?;
+    let python_pool = python_pool(options, package_dir, &run_dir);
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
         node: options.node.clone(),
@@ -188,11 +198,7 @@ async fn start(
             replicator: services.replicator.clone(),
             chunks,
             exchange,
-            python: PythonConfig {
-                program: options.python.clone(),
-                package_dir,
-                capture_budget_ms: options.capture_budget_ms,
-            },
+            python: python_pool,
             upkeep: options.upkeep,
             run_dir,
             nodes: services.nodes.clone(),
@@ -201,6 +207,22 @@ async fn start(
         Ok(Arc::new(KernelReplicas::new(Arc::new(context))) as Arc<dyn ReplicaFactory>)
     };
     RunningNode::start(parts, make_factory).await
+}
+
+/// The source of Python processes; without a zygote if there can be none.
+fn python_pool(options: &NodeOptions, package_dir: PathBuf, run_dir: &Path) -> PythonPool {
+    let config = PythonConfig {
+        program: options.python.clone(),
+        package_dir,
+        capture_budget_ms: options.capture_budget_ms,
+    };
+    match Zygote::start(config.clone(), &options.zygote_preload, run_dir) {
+        Ok(zygote) => PythonPool::start(config, run_dir, zygote, options.pool),
+        Err(error) => {
+            tracing::warn!(%error, "no zygote: kernels are started the long way");
+            PythonPool::bare(config, run_dir)
+        }
+    }
 }
 
 /// Three connections of the node's user; waits for a broker that is down.

@@ -22,6 +22,8 @@ fn options(data_dir: &Path) -> NodeOptions {
         credentials,
         adopt_directory: false,
         python: "python3".into(),
+        zygote_preload: String::new(),
+        pool: Default::default(),
         upkeep: callboard_agent::UpkeepConfig::default(),
         capture_budget_ms: 1_000,
         broker_wait: Duration::ZERO,

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use callboard_agent::{ExitReason, NodeError, NodeOptions, UpkeepConfig, run_node};
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_policy::{failure::FailureConfig, prewarm::PoolBounds, repair::RepairLimits};
 use callboard_protocol::NodeId;
 use callboard_replicated::{RaftTiming, ReplicatorOptions};
 use callboard_transport::{Credentials, telemetry};
@@ -66,6 +66,12 @@ pub async fn run(args: NodeArgs) -> Outcome {
         bootstrap: args.bootstrap,
         adopt_directory: args.adopt_directory,
         python,
+        zygote_preload: config.zygote_preload,
+        pool: PoolBounds {
+            processes_min: usize::from(config.pool_min),
+            processes_max: usize::from(config.pool_max),
+            ..PoolBounds::default()
+        },
         upkeep: UpkeepConfig {
             standby: config.standby_python,
             park_after_ms: Some(config.park_after_s.saturating_mul(1000)).filter(|ms| *ms > 0),
