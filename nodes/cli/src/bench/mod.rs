@@ -2,6 +2,7 @@
 
 pub mod cells;
 pub mod chaos;
+pub mod idle;
 pub mod local_cluster;
 pub mod options;
 pub mod report;
@@ -53,7 +54,12 @@ pub trait Bench: Send + Sync {
 
 /// Every bench of this build.
 fn registry() -> Vec<Box<dyn Bench>> {
-    vec![Box::new(cells::Cells), Box::new(chaos::Chaos), Box::new(state::State)]
+    vec![
+        Box::new(cells::Cells),
+        Box::new(chaos::Chaos),
+        Box::new(idle::Idle),
+        Box::new(state::State),
+    ]
 }
 
 /// Runs a verb.
