@@ -22,7 +22,7 @@ use std::{
     },
 };
 
-use callboard_policy::{failure::NodesView, terms::Upkeep};
+use callboard_policy::{failure::NodesView, hibernation::HibernationConfig, terms::Upkeep};
 use callboard_protocol::{
     ClusterId, Incarnation, NodeId, ReplicaId,
     control::{KernelOptions, KernelSpec, Standby},
@@ -62,6 +62,8 @@ pub struct NodeContext {
     pub run_dir: PathBuf,
     /// How the nodes are.
     pub nodes: watch::Receiver<NodesView>,
+    /// When its idle kernels sleep.
+    pub hibernation: HibernationConfig,
     /// What the node reports of its load.
     pub stats: Arc<NodeStats>,
 }
@@ -95,6 +97,10 @@ pub struct NodeStats {
     pub running_cells: AtomicU32,
     /// Replicas started in this life of the node.
     pub replica_lives: AtomicU64,
+    /// Replicas that sleep.
+    pub asleep: AtomicU32,
+    /// Their shares of the digest, combined by exclusive or.
+    pub asleep_digest: AtomicU64,
 }
 
 /// What to run.

@@ -4,6 +4,7 @@
 
 mod chance;
 pub mod failure;
+pub mod hibernation;
 pub mod placement;
 pub mod prewarm;
 pub mod repair;

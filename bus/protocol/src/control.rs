@@ -187,6 +187,13 @@ pub struct NodeStatus {
     /// Its stock of Python processes.
     #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
     pub python_stock: PythonStock,
+    /// Its replicas that sleep.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub asleep: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// How a node is, judged from its heartbeats.

@@ -202,12 +202,37 @@ pub enum KernelPhase {
     /// No replica executes yet, or any more: one is about to.
     #[default]
     Starting,
+    /// It is idle and its members sleep; the next request wakes them.
+    Hibernating,
 }
 
 impl KernelPhase {
     fn is_starting(&self) -> bool {
         *self == Self::Starting
     }
+}
+
+/// What `offer_sleep` and `sleep` of a replica take: the leader of an idle kernel asks whether the
+/// member may sleep at this place of the log, and tells it to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SleepOffer {
+    /// The leader.
+    pub from: ReplicaId,
+    /// Counts the leader's questions within its term.
+    pub attempt: u64,
+    /// The Raft term.
+    pub term: u64,
+    /// Index of the last log entry.
+    pub index: u64,
+    /// Version of the kernel's entry in the desired state.
+    pub spec_version: u64,
+}
+
+/// What `offer_sleep` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SleepAnswer {
+    /// Why the member stays awake; `None` if it may sleep.
+    pub refusal: Option<String>,
 }
 
 /// What `kernel show` answers.

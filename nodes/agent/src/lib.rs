@@ -26,5 +26,5 @@ pub use node::{NodeParts, NodeServices, RunningNode};
 pub use node_actor::Crash;
 pub use python::check_python;
 pub use replicas::{MemberKey, ReplicaFactory, ReplicaHandle, Roster, SharedSpec};
-pub use run::{ExitReason, NodeOptions, run_node};
+pub use run::{DISK_FAULTS_FILE, ExitReason, NodeOptions, run_node};
 pub use sweep::{Swept, sweep};

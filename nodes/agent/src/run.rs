@@ -10,9 +10,14 @@ use callboard_kernel::{
     NodeContext, NodeStats, PythonConfig, PythonPool, UpkeepConfig,
     python::{Zygote, unpack_package},
 };
-use callboard_policy::{failure::FailureConfig, prewarm::PoolBounds, repair::RepairLimits};
+use callboard_policy::{
+    failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
+    repair::RepairLimits,
+};
 use callboard_protocol::NodeId;
-use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, ReplicatorOptions};
+use callboard_replicated::{
+    ChunkExchange, ChunkStore, Disk, FaultyDisk, KillProcess, RealDisk, ReplicatorOptions,
+};
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
 use nix::{
     sys::signal::{Signal, kill},
@@ -35,6 +40,8 @@ use crate::{
     sweep::sweep,
 };
 
+/// File in the data directory that tells a node run with [`NodeOptions::disk_faults`] how to fail.
+pub const DISK_FAULTS_FILE: &str = "disk-faults";
 /// Pause between two attempts to reach the broker.
 const CONNECT_EVERY: Duration = Duration::from_secs(1);
 /// Pause before a Python that lacked something is looked at again.
@@ -63,6 +70,8 @@ pub struct NodeOptions {
     pub pool: PoolBounds,
     /// How kernels are kept that have nothing to do.
     pub upkeep: UpkeepConfig,
+    /// When its idle kernels sleep.
+    pub hibernation: HibernationConfig,
     /// Longest time one capture of a session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
     /// How long to wait for a broker that is down when the node starts.
@@ -73,6 +82,8 @@ pub struct NodeOptions {
     pub repair: RepairLimits,
     /// How it replicates.
     pub replicator: ReplicatorOptions,
+    /// Whether its disk fails when a file in its data directory says so. For chaos runs.
+    pub disk_faults: bool,
 }
 
 /// How a node's run ended.
@@ -169,8 +180,7 @@ async fn start(
     let exchange =
         ChunkExchange::serve(lanes.bulk.clone(), cluster, options.node.clone(), chunks.clone())
             .await?;
-    let package_dir = unpack_package(&dir.root().join("python"))
-        .map_err(|error| NodeError::Package(error.to_string()))?;
+    let package_dir = unpack_package(&dir.root().join("python"))?;
     let python_pool = python_pool(options, package_dir, &run_dir);
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
@@ -180,7 +190,7 @@ async fn start(
         incarnation,
         host: host_name(),
         lanes: lanes.clone(),
-        disk: Arc::new(RealDisk::new(dir.root())),
+        disk: disk(options, dir.root()),
         replicator: options.replicator.clone(),
         failure: options.failure,
         repair: options.repair,
@@ -200,6 +210,7 @@ async fn start(
             exchange,
             python: python_pool,
             upkeep: options.upkeep,
+            hibernation: options.hibernation,
             run_dir,
             nodes: services.nodes.clone(),
             stats: Arc::new(NodeStats::default()),
@@ -223,6 +234,21 @@ fn python_pool(options: &NodeOptions, package_dir: PathBuf, run_dir: &Path) -> P
             PythonPool::bare(config, run_dir)
         }
     }
+}
+
+/// The disk that log and snapshots are on.
+fn disk(options: &NodeOptions, root: &Path) -> Arc<dyn Disk> {
+    let real = Arc::new(RealDisk::new(root));
+    if !options.disk_faults {
+        return real;
+    }
+    tracing::warn!("this node's disk fails when it is told to: it must hold nothing of value");
+    let kill_now: KillProcess = Arc::new(|| {
+        if let Err(error) = kill(Pid::this(), Signal::SIGKILL) {
+            tracing::error!(%error, "cannot kill this process");
+        }
+    });
+    Arc::new(FaultyDisk::new(real, root.join(DISK_FAULTS_FILE), kill_now))
 }
 
 /// Three connections of the node's user; waits for a broker that is down.

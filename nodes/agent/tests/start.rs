@@ -25,6 +25,8 @@ fn options(data_dir: &Path) -> NodeOptions {
         zygote_preload: String::new(),
         pool: Default::default(),
         upkeep: callboard_agent::UpkeepConfig::default(),
+        hibernation: Default::default(),
+        disk_faults: false,
         capture_budget_ms: 1_000,
         broker_wait: Duration::ZERO,
         failure: FailureConfig::default(),

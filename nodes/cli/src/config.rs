@@ -11,6 +11,8 @@ use toml::{Table, Value};
 
 use crate::exit::Failure;
 
+/// Largest file of a node's log, in MiB: it is read as a whole when the node starts.
+const LOG_SEGMENT_MAX_MB: u64 = 1024;
 /// Most nodes that one machine runs: more than this many processes help nobody.
 const NODES_MAX: u16 = 64;
 
@@ -56,8 +58,16 @@ pub struct ClusterConfig {
     pub park_after_s: u64,
     /// Whether kernels are parked that hold what only a live process can hold.
     pub park_with_refused: bool,
+    /// Seconds without a request after which a kernel's members sleep; 0: never.
+    pub hibernate_after_s: u64,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
+    /// Log entries after which a replica writes a snapshot.
+    pub snapshot_every_entries: u64,
+    /// Whether a node's disk fails when a file in its folder says so.
+    pub disk_faults: bool,
+    /// Size of a file of a node's log, in MiB.
+    pub log_segment_mb: u64,
 }
 
 impl Default for ClusterConfig {
@@ -82,7 +92,11 @@ impl Default for ClusterConfig {
             standby_python: Standby::Thin,
             park_after_s: 1800,
             park_with_refused: false,
+            hibernate_after_s: 60,
             otlp_endpoint: String::new(),
+            snapshot_every_entries: 2000,
+            disk_faults: false,
+            log_segment_mb: 16,
         }
     }
 }
@@ -144,6 +158,12 @@ impl ClusterConfig {
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     }
 
+    /// Whether there is such a key.
+    #[must_use]
+    pub fn knows(key: &str) -> bool {
+        keys().contains_key(key)
+    }
+
     /// Everything that is wrong with the values.
     #[must_use]
     pub fn validate(&self) -> Vec<String> {
@@ -166,6 +186,8 @@ impl ClusterConfig {
         for (key, value) in [
             ("heartbeat_interval_ms", self.heartbeat_interval_ms),
             ("capture_budget_s", self.capture_budget_s),
+            ("snapshot_every_entries", self.snapshot_every_entries),
+            ("log_segment_mb", self.log_segment_mb),
         ] {
             check(value > 0, format!("{key} is 0; use at least 1"));
         }
@@ -199,6 +221,11 @@ impl ClusterConfig {
         for word in self.zygote_preload.split_whitespace().filter(|word| !is_module(word)) {
             check(false, format!("zygote_preload: '{word}' is no name of a Python module"));
         }
+        let segment = self.log_segment_mb;
+        check(
+            segment <= LOG_SEGMENT_MAX_MB,
+            format!("log_segment_mb is {segment}; use at most {LOG_SEGMENT_MAX_MB}"),
+        );
         let endpoint = &self.otlp_endpoint;
         let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         check(
@@ -266,7 +293,9 @@ fn sentence(origin: &str, problems: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use callboard_policy::{failure::FailureConfig, prewarm::PoolBounds};
+    use callboard_policy::{
+        failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
+    };
     use callboard_replicated::RaftTiming;
 
     use super::*;
@@ -295,6 +324,8 @@ mod tests {
         let pool = PoolBounds::default();
         assert_eq!(usize::from(config.pool_min), pool.processes_min);
         assert_eq!(usize::from(config.pool_max), pool.processes_max);
+        let hibernation = HibernationConfig::default();
+        assert_eq!(config.hibernate_after_s * 1000, hibernation.after_ms);
     }
 
     #[test]

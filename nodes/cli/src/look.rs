@@ -30,8 +30,8 @@ pub async fn nodes(context: &Context) -> Outcome {
     let list = context.connect().await?.control().list_nodes().await?;
     context.printer.data(&list, |list| {
         let headings = [
-            "node", "health", "heard", "pid", "host", "life", "replicas", "cells", "stock",
-            "python",
+            "node", "health", "heard", "pid", "host", "life", "replicas", "asleep", "cells",
+            "stock", "python",
         ];
         table(&headings, list.nodes.iter().map(row))
     })?;
@@ -55,6 +55,7 @@ fn row(node: &NodeStatus) -> Vec<String> {
         node.host.clone(),
         node.incarnation.to_string(),
         node.replicas.to_string(),
+        node.asleep.to_string(),
         node.running_cells.to_string(),
         format!("{}/{}", node.python_stock.ready, node.python_stock.target),
         node.python_problem.clone().unwrap_or_else(|| "ok".to_owned()),

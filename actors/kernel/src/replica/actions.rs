@@ -98,7 +98,7 @@ impl ReplicaState {
         let (group, context, me) = (self.group.clone(), self.args.context.clone(), self.me.clone());
         let (owner, peers) = (self.args.spec.owner.clone(), self.peers());
         self.tasks.push(tokio::spawn(async move {
-            let named = group.read(|machine| state::chunks_named(machine.log()));
+            let named = group.read(|machine| state::chunks_of_state(machine.log()).collect());
             let read = super::chunks::read_all(&context, &owner, &peers, &named).await;
             let result = read.and_then(|bytes| {
                 group.read(|machine| {

@@ -62,16 +62,20 @@ impl ReplicaState {
         }
     }
 
-    fn answer_with<T: serde::Serialize>(&self, message: &Message, result: Result<T, Fault>) {
+    pub(super) fn answer_with<T: serde::Serialize>(
+        &self,
+        message: &Message,
+        result: Result<T, Fault>,
+    ) {
         if let Some(reply_to) = &message.reply_to {
             self.publisher.answer(reply_to, &Answer::from(result));
         }
     }
 
-    /// Says whether this member has every chunk of the state: the leader asks before it makes a
+    /// Says whether this member has every chunk the log names: the leader asks before it makes a
     /// learner a voter.
     pub(super) fn answer_readiness(&self, message: &Message) {
-        self.answer_with(message, Ok(self.base_readable));
+        self.answer_with(message, Ok(self.chunks_complete));
     }
 
     pub(super) fn refuse(&self, message: &Message, fault: Fault) {
@@ -134,7 +138,7 @@ impl ReplicaState {
         }
     }
 
-    fn status(&self) -> KernelStatus {
+    pub(super) fn status(&self) -> KernelStatus {
         let metrics = self.group.metrics().borrow().clone();
         let nodes = self.args.context.nodes.borrow().clone();
         let executor = self.read(|log| log.open_term().map(|open| open.replica));

@@ -28,6 +28,7 @@ fn beat(number: usize, incarnation: u64, at_ms: u64) -> Beat {
         suspects: vec![],
         python_problem: None,
         python_stock: Default::default(),
+        asleep: Default::default(),
     }
 }
 

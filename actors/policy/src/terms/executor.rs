@@ -8,6 +8,7 @@ mod cells;
 mod io;
 mod parking;
 mod requests;
+mod rest;
 mod tending;
 
 use std::collections::{BTreeMap, VecDeque};
