@@ -8,6 +8,7 @@ pub mod notebooks;
 pub mod options;
 pub mod report;
 pub mod soak;
+pub mod start;
 pub mod state;
 pub mod stats;
 
@@ -61,6 +62,7 @@ fn registry() -> Vec<Box<dyn Bench>> {
         Box::new(chaos::Chaos),
         Box::new(notebooks::Notebooks),
         Box::new(soak::Soak),
+        Box::new(start::Start),
         Box::new(state::State),
     ]
 }
