@@ -9,6 +9,7 @@ pub mod notebooks;
 pub mod options;
 pub mod report;
 pub mod soak;
+pub mod start;
 pub mod state;
 pub mod stats;
 
@@ -63,6 +64,7 @@ fn registry() -> Vec<Box<dyn Bench>> {
         Box::new(notebooks::Notebooks),
         Box::new(soak::Soak),
         Box::new(idle::Idle),
+        Box::new(start::Start),
         Box::new(state::State),
     ]
 }
