@@ -11,6 +11,7 @@ mod desired;
 mod find;
 mod handlers;
 mod membership;
+mod recover;
 mod repair;
 mod request;
 mod view;

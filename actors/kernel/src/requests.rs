@@ -6,7 +6,7 @@ use callboard_protocol::{
     jupyter::{Channel, JupyterMessage},
     kernel::Level,
 };
-use callboard_transport::Message;
+use callboard_transport::{Message, typed};
 use serde::Deserialize;
 
 /// Largest request that is put in the log. With its envelope it stays under the broker's limit.
@@ -27,6 +27,10 @@ pub(crate) enum Asked {
     Show,
     /// A verb of the kernel's history; JSON.
     Undo,
+    /// Whether the kernel's group has a leader and a majority.
+    Alive,
+    /// The leader of one of the kernel's groups says which generation it is of; JSON.
+    Generation(u64),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -56,6 +60,8 @@ pub(crate) fn parse(message: &Message) -> Result<Asked, Fault> {
         "outputs" => return Ok(Asked::Outputs),
         "show" => return Ok(Asked::Show),
         "log" | "checkpoint" | "rewind" | "manifest" => return Ok(Asked::Undo),
+        "alive" => return Ok(Asked::Alive),
+        "generation" => return typed::decode(message).map(Asked::Generation),
         verb => {
             return Err(Fault::new(
                 FaultCode::BadRequest,

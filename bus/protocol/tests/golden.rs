@@ -185,6 +185,8 @@ fn control_messages_keep_their_first_version() {
         ]),
         replica_next: ReplicaId(4),
         version: 9,
+        generation: 0,
+        recovery: None,
     };
     holds("kernel_list", &KernelList { kernels: vec![spec] });
     let status = NodeStatus {

@@ -7,6 +7,7 @@
 //! Talks to: its Raft group, the kernel's subjects on the bus, its Python process.
 
 mod actions;
+mod beginning;
 mod chunks;
 mod membership;
 mod python_events;
@@ -132,6 +133,7 @@ pub struct ReplicaState {
     chunk_keeper: chunks::ChunkKeeper,
     chunks_complete: bool,
     changing_members: bool,
+    told_generation: Option<Instant>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -186,7 +188,10 @@ impl ReplicaState {
     fn internal(&mut self, internal: Internal) {
         match internal {
             Internal::Bus(message) => self.asked(*message),
-            Internal::OwnBus(message) => self.answer_readiness(&message),
+            Internal::OwnBus(message) => match message.subject.last() {
+                "holdings" => self.answer_holdings(&message),
+                _ => self.answer_readiness(&message),
+            },
             Internal::Group(event) => self.group_event(event),
             Internal::Python(life, event) if life == self.python_life => self.python_event(*event),
             Internal::Python(..) => {}
@@ -196,6 +201,7 @@ impl ReplicaState {
             }
             Internal::BaseReadable(readable, complete) => {
                 self.chunks_complete = complete;
+                let readable = readable && !self.is_beginning();
                 self.step(Input::BaseReadable(readable));
             }
             Internal::RestoreRead(term, result) => self.restore_read(term, result),
@@ -228,6 +234,8 @@ impl ReplicaState {
 
     fn asked(&mut self, message: Message) {
         match requests::parse(&message) {
+            // Whoever sent it sends it again, and by then there is a log to put it in.
+            Ok(Asked::Cell(_)) if self.is_beginning() => {}
             Ok(Asked::Cell(request)) => {
                 if let Some(reply_to) = message.reply_to {
                     let (_, askers) = self
@@ -246,6 +254,8 @@ impl ReplicaState {
             Ok(Asked::Outputs) => self.answer_outputs(&message),
             Ok(Asked::Show) => self.answer_show(&message),
             Ok(Asked::Undo) => self.undo_verb(&message),
+            Ok(Asked::Alive) => self.answer_alive(&message),
+            Ok(Asked::Generation(generation)) => self.heard_generation(generation),
             Err(fault) if self.group.is_leader() => {
                 self.refuse(&message, fault);
             }
@@ -258,7 +268,11 @@ impl ReplicaState {
             GroupEvent::Command { output, .. } => {
                 if matches!(
                     output,
-                    Applied::Completed(_) | Applied::Emitted | Applied::Rewound { .. }
+                    Applied::Completed(_)
+                        | Applied::Emitted
+                        | Applied::Rewound { .. }
+                        | Applied::Begun
+                        | Applied::Closed { .. }
                 ) {
                     self.chunk_keeper.look();
                 }
@@ -343,6 +357,7 @@ impl ReplicaState {
         }
         self.step(Input::Tick);
         self.drive_membership();
+        self.tell_generation();
         self.tasks.retain(|task| !task.is_finished());
         self.askers.retain(|_, (since, _)| since.elapsed() < REQUEST_KEPT);
         let group = &self.group;

@@ -8,7 +8,7 @@ use std::{
 
 use callboard_policy::terms::{Executor, Identity};
 use callboard_protocol::{
-    ActorKind, GroupId, Incarnation, NodeId, ReplicaId, Seq, SubjectPattern,
+    ActorKind, Incarnation, NodeId, ReplicaId, Seq, SubjectPattern,
     control::{KernelSpec, Standing},
 };
 use callboard_replicated::{Applied as GroupEvent, Group, GroupOptions};
@@ -44,7 +44,7 @@ impl ReplicaState {
             ..GroupOptions::new(KernelMachine::default())
         };
         let (group, events) =
-            context.replicator.open_group(GroupId::from(kernel), args.replica, options).await?;
+            context.replicator.open_group(args.spec.group(), args.replica, options).await?;
         let subscribe = async |kind, id| {
             let cluster = context.cluster.clone();
             context.lanes.control.subscribe(&SubjectPattern::Verbs { cluster, kind, id }).await
@@ -75,6 +75,7 @@ impl ReplicaState {
         let mut state = Self::new(args, me, group, executor, publisher, chunk_keeper, tasks);
         state.nodes_changed();
         state.membership_changed();
+        state.begin();
         Ok(state)
     }
 
@@ -108,15 +109,17 @@ impl ReplicaState {
             chunk_keeper,
             chunks_complete: false,
             changing_members: false,
+            told_generation: None,
             tasks,
         }
     }
 }
 
 /// The members that found the group, if `replica` is one of them and the group may not exist yet.
-/// Once the entry has changed, it exists: a founder that comes late is let in by the others.
+/// Once the entry has changed, it exists: a founder that comes late is let in by the others. While a
+/// kernel is recovered, its only member founds the new group.
 fn founders(spec: &KernelSpec, replica: ReplicaId) -> Option<BTreeMap<ReplicaId, NodeId>> {
-    let is_founder = spec.version == FIRST_VERSION
+    let is_founder = (spec.version == FIRST_VERSION || spec.recovery.is_some())
         && spec.replicas.get(&replica).is_some_and(|r| r.standing == Standing::Founder);
     is_founder
         .then(|| spec.replicas.iter().map(|(id, replica)| (*id, replica.node.clone())).collect())
