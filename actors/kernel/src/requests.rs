@@ -9,6 +9,8 @@ use callboard_protocol::{
 use callboard_transport::{Message, typed};
 use serde::Deserialize;
 
+use crate::replica::{VERB_OFFER, VERB_SLEEP};
+
 /// Largest request that is put in the log. With its envelope it stays under the broker's limit.
 pub(crate) const REQUEST_LENGTH_MAX: usize = 512 << 10;
 
@@ -46,6 +48,22 @@ struct Wishes {
     level: Level,
     #[serde(default)]
     horizon: Option<Seq>,
+}
+
+/// Whether a message asks only how the kernel is.
+pub(crate) fn is_show(message: &Message) -> bool {
+    message.subject.last() == "show"
+}
+
+/// Whether a message only says which generation of the kernel's group lives.
+pub(crate) fn is_generation(message: &Message) -> bool {
+    message.subject.last() == "generation"
+}
+
+/// Whether a message on a replica's subject is about falling asleep: late when it reaches one that
+/// sleeps.
+pub(crate) fn is_about_sleep(message: &Message) -> bool {
+    matches!(message.subject.last(), VERB_OFFER | VERB_SLEEP)
 }
 
 /// Reads a message on a kernel's subject.

@@ -13,7 +13,7 @@ use callboard_protocol::{
     control::*,
     history::*,
     kernel::*,
-    node::{Beat, Kill, NodeExited},
+    node::{Asleep, Beat, Kill, NodeExited},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -140,33 +140,49 @@ fn kernel_messages_keep_their_first_version() {
             more: false,
         },
     );
-    holds(
-        "kernel_status",
-        &KernelStatus {
-            term: Some(Term(3)),
-            accepted: Seq(6),
-            ended: Seq(5),
-            queue_depth: 1,
-            replicas: vec![ReplicaStatus {
-                replica: ReplicaId(1),
-                node: node(1),
-                role: ReplicaRole::Executor,
-                lag_entries: Some(0),
-            }],
-            raft_leader: None,
-            losses_survivable: 1,
-            names: vec!["x".to_owned()],
-            refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
-            state_bytes: 4096,
-            last_loss: None,
-        },
-    );
+    let status = KernelStatus {
+        term: Some(Term(3)),
+        accepted: Seq(6),
+        ended: Seq(5),
+        queue_depth: 1,
+        replicas: vec![ReplicaStatus {
+            replica: ReplicaId(1),
+            node: node(1),
+            role: ReplicaRole::Executor,
+            lag_entries: Some(0),
+        }],
+        raft_leader: None,
+        losses_survivable: 1,
+        names: vec!["x".to_owned()],
+        refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
+        state_bytes: 4096,
+        last_loss: None,
+        phase: KernelPhase::Starting,
+    };
+    holds("kernel_status", &status);
+    holds("kernel_status_phase", &KernelStatus { phase: KernelPhase::Parked, ..status });
+    let (from, attempt) = (ReplicaId(1), 2);
+    holds("sleep_offer", &SleepOffer { from, attempt, term: 4, index: 19, spec_version: 1 });
+    let refusal = Some("a cell waits or runs".to_owned());
+    holds("sleep_answer", &[SleepAnswer { refusal }, SleepAnswer { refusal: None }]);
+    let phases = [
+        KernelPhase::Running,
+        KernelPhase::Idle,
+        KernelPhase::Parked,
+        KernelPhase::Starting,
+        KernelPhase::Hibernating,
+    ];
+    holds("kernel_phases", &phases);
 }
 
 #[test]
 fn control_messages_keep_their_first_version() {
     let kernel = KernelId(uuid(3));
-    holds("start_kernel", &StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3 });
+    let options = KernelOptions::default();
+    let start = StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3, options };
+    holds("start_kernel", &start);
+    let options = KernelOptions { standby: Some(Standby::Hot), parked: true };
+    holds("start_kernel_options", &StartKernel { options, ..start });
     holds("stop_kernel", &StopKernel { kernel });
     holds("find_kernel", &FindKernel { text: "demo".to_owned() });
     let replica = |number, standing| {
@@ -187,8 +203,11 @@ fn control_messages_keep_their_first_version() {
         version: 9,
         generation: 0,
         recovery: None,
+        options: KernelOptions::default(),
     };
-    holds("kernel_list", &KernelList { kernels: vec![spec] });
+    holds("kernel_list", &KernelList { kernels: vec![spec.clone()] });
+    let options = KernelOptions { standby: Some(Standby::Thin), parked: false };
+    holds("kernel_spec_options", &KernelSpec { options, ..spec });
     let status = NodeStatus {
         node: node(1),
         disk: DiskId(uuid(8)),
@@ -200,7 +219,9 @@ fn control_messages_keep_their_first_version() {
         replicas: 3,
         running_cells: 1,
         python_problem: None,
+        asleep: 0,
     };
+    holds("node_status_asleep", &NodeStatus { asleep: 3, ..status.clone() });
     let (outage, epoch) = (Some("2 of 3 nodes are silent".to_owned()), Epoch(7));
     holds("node_list", &NodeList { nodes: vec![status], outage, epoch, leader: node(1) });
 }
@@ -263,22 +284,23 @@ fn node_messages_keep_their_first_version() {
     );
     let how = "killed by signal 9".to_owned();
     holds("node_exited", &NodeExited { node: node(1), incarnation: Some(Incarnation(2)), how });
-    holds(
-        "beat",
-        &Beat {
-            node: node(1),
-            disk: DiskId(uuid(8)),
-            incarnation: Incarnation(2),
-            number: 40,
-            pid: 4711,
-            host: "host-a".to_owned(),
-            replicas: 3,
-            running_cells: 1,
-            epoch: Epoch(7),
-            suspects: vec![node(2)],
-            python_problem: Some("no ipykernel".to_owned()),
-        },
-    );
+    let beat = Beat {
+        node: node(1),
+        disk: DiskId(uuid(8)),
+        incarnation: Incarnation(2),
+        number: 40,
+        pid: 4711,
+        host: "host-a".to_owned(),
+        replicas: 3,
+        running_cells: 1,
+        epoch: Epoch(7),
+        suspects: vec![node(2)],
+        python_problem: Some("no ipykernel".to_owned()),
+        asleep: Asleep::default(),
+    };
+    holds("beat", &beat);
+    let asleep = Asleep { count: 2, digest: 0x1234_5678_9abc_def0 };
+    holds("beat_asleep", &Beat { asleep, ..beat });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use callboard_protocol::control::Standby;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -146,6 +147,31 @@ pub struct StartArgs {
     /// Return once the kernel can run cells.
     #[arg(long)]
     pub wait: bool,
+    /// Whether replicas that do not execute have a warm Python process; without it, as the cluster
+    /// is configured.
+    #[arg(long, value_enum)]
+    pub standby: Option<StandbyArg>,
+    /// Give it a Python process at the first request only.
+    #[arg(long)]
+    pub parked: bool,
+}
+
+/// What a replica that does not execute has ready.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum StandbyArg {
+    /// Log and state only.
+    Thin,
+    /// A warm Python process, too: takeovers take one less step, at the cost of memory.
+    Hot,
+}
+
+impl From<StandbyArg> for Standby {
+    fn from(arg: StandbyArg) -> Self {
+        match arg {
+            StandbyArg::Thin => Self::Thin,
+            StandbyArg::Hot => Self::Hot,
+        }
+    }
 }
 
 fn replicas(text: &str) -> Result<u8, String> {

@@ -144,6 +144,12 @@ pub enum Entry {
         /// What happened, for people.
         cause: String,
     },
+    /// The executor has nothing to do and gives its term up in order; nobody takes over until
+    /// there is a cell. Valid only while no cell waits.
+    Park {
+        /// Its term.
+        term: Term,
+    },
     /// An earlier state becomes the present one. Runs nothing; needs that no cell is pending.
     Rewind {
         /// Identity of the wish.
@@ -212,6 +218,8 @@ pub enum Applied {
         /// The interrupted cells.
         interrupted: Vec<callboard_protocol::kernel::CellEnd>,
     },
+    /// The term is closed in order: it had nothing to do.
+    Parked(Term),
     /// The entry came too late or was not valid; it changed nothing.
     Ignored,
     /// The state is an earlier one now, and no term is open.

@@ -79,6 +79,8 @@ pub struct KernelLog {
     output_bytes: u64,
     outputs_dropped: Option<OutputCursor>,
     #[serde(default)]
+    parked: bool,
+    #[serde(default)]
     pub(super) history: History,
     #[serde(default)]
     pub(super) beginning: Beginning,
@@ -100,6 +102,7 @@ impl KernelLog {
                 self.complete(term, seq, outputs, delta)
             }
             Entry::Abandon { term, cause } => self.abandon(term, cause),
+            Entry::Park { term } => self.park(term),
             Entry::Rewind { id, at, to } => self.rewind(id, at, &to),
             Entry::Checkpoint { name, at } => kept(self.keep(name, at)),
             Entry::DropCheckpoint { name } => kept(self.drop_checkpoint(&name)),
@@ -152,6 +155,7 @@ impl KernelLog {
         self.open = Some(opening);
         self.last_term = opening.term;
         self.last_executor = Some(opening.replica);
+        self.parked = false;
         Applied::Opened(opening.term)
     }
 
@@ -232,6 +236,16 @@ impl KernelLog {
         }
         self.last_loss = Some(cause);
         Applied::Closed { term, replica: open.replica, interrupted }
+    }
+
+    fn park(&mut self, term: Term) -> Applied {
+        // A cell that waits may have been started on its acceptance.
+        if !self.is_open(term) || !self.pending.is_empty() {
+            return Applied::Ignored;
+        }
+        self.open = None;
+        self.parked = true;
+        Applied::Parked(term)
     }
 
     /// Makes an earlier state the present one and closes the term in order, so that the next
@@ -321,6 +335,12 @@ impl KernelLog {
     #[must_use]
     pub fn last_loss(&self) -> Option<&str> {
         self.last_loss.as_deref()
+    }
+
+    /// Whether the last term was closed for want of work.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        self.parked
     }
 
     /// The last request with a place.

@@ -1,7 +1,7 @@
 //! The moves of the world, and what is asked of every state they lead to.
 
 use callboard_policy::terms::{
-    Input, PythonPhase,
+    Input, PythonPhase, Upkeep,
     invariants::{self, CellFacts, Ending},
 };
 use callboard_protocol::{Term, kernel::Level};
@@ -40,6 +40,7 @@ pub(crate) struct TermsModel {
     pub(crate) rules: Rules,
     pub(crate) grain: Grain,
     pub(crate) faults: u8,
+    pub(crate) upkeep: Upkeep,
     pub(crate) rewinds: u8,
     pub(crate) levels: Vec<[Level; 2]>,
 }
@@ -105,7 +106,7 @@ impl Model for TermsModel {
 
     fn init_states(&self) -> Vec<World> {
         let world = |levels: &[Level; 2]| {
-            let mut world = World::new(self.rules, self.grain, *levels, self.faults);
+            let mut world = World::new(self, *levels);
             world.rewinds_left = self.rewinds;
             world
         };
@@ -163,6 +164,13 @@ impl Model for TermsModel {
                 world.facts.cells.iter().any(ends)
             }));
         }
+        if self.upkeep.park_after_ms.is_some() {
+            properties.push(Property::sometimes(PARKED_BETWEEN, |_, world: &World| {
+                let terms = [(Ending::Completed, Term(1)), (Ending::Completed, Term(2))];
+                let ended_in = |term| world.facts.cells.iter().any(|cell| cell.ends.contains(term));
+                terms.iter().all(ended_in)
+            }));
+        }
         if self.grain == Grain::Fine {
             properties.push(Property::sometimes(TWO_AT_ONCE, |_, world: &World| {
                 let running = |replica: &&Replica| replica.running().is_some();
@@ -185,6 +193,7 @@ impl Model for TermsModel {
 }
 
 const TWO_FAILOVERS: &str = "a cell completes after two failovers";
+const PARKED_BETWEEN: &str = "cells complete in two terms, one after the other";
 const RUNS_ON_REWOUND: &str = "a cell completes on a state that was rewound";
 const REDONE: &str = "a rewind is undone by another";
 const TWO_AT_ONCE: &str = "two executors run code at the same moment";
@@ -245,8 +254,8 @@ fn reachable() -> Vec<Property<TermsModel>> {
     ]
 }
 
-/// Where only a fault could still change anything, every cell has ended and a live executor waits
-/// for the next.
+/// Where only a fault could still change anything, every cell has ended, and a live executor waits
+/// for the next, or the kernel is parked.
 fn is_served_at_rest(world: &World) -> bool {
     let all_ended = || world.facts.cells.iter().all(|cell| !cell.ends.is_empty());
     let is_served = || {
@@ -258,5 +267,6 @@ fn is_served_at_rest(world: &World) -> bool {
             })
         })
     };
-    (all_ended() && is_served()) || TermsModel::progress(world).next().is_some()
+    (all_ended() && (is_served() || world.head().is_parked()))
+        || TermsModel::progress(world).next().is_some()
 }

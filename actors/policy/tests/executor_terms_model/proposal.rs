@@ -21,6 +21,7 @@ pub(crate) enum Proposal {
     Start { term: Term, seq: Seq },
     Complete { term: Term, seq: Seq, changed_by: Vec<usize> },
     Abandon { term: Term },
+    Park { term: Term },
     Rewind { at: u64, to: u64 },
 }
 
@@ -43,6 +44,7 @@ impl Proposal {
                 changed_by: delta.upsert.iter().flat_map(|(_, group)| cells_in(group)).collect(),
             },
             Entry::Abandon { term, .. } => Self::Abandon { term: *term },
+            Entry::Park { term } => Self::Park { term: *term },
             Entry::Emit { .. }
             | Entry::Rewind { .. }
             | Entry::Checkpoint { .. }
@@ -77,6 +79,7 @@ impl Proposal {
                 delta: delta(changed_by, *seq),
             },
             Self::Abandon { term } => Entry::Abandon { term: *term, cause: "lost".to_owned() },
+            Self::Park { term } => Entry::Park { term: *term },
             Self::Rewind { at, to } => Entry::Rewind {
                 id: format!("from-{at}-to-{to}"),
                 at: *at,
@@ -101,7 +104,7 @@ impl Proposal {
                 !is_open(term) || pending(seq).is_none_or(|cell| cell.grant == Some(*term))
             }
             Self::Complete { term, seq, .. } => !is_open(term) || pending(seq).is_none(),
-            Self::Abandon { term } => !is_open(term),
+            Self::Abandon { term } | Self::Park { term } => !is_open(term),
             Self::Rewind { at, .. } => log.position() > *at,
         }
     }

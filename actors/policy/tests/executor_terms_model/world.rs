@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use callboard_policy::terms::{
-    Action, Applied, Entry, Executor, Identity, Input, KernelLog, PythonPhase, Request,
+    Action, Applied, Entry, Executor, Identity, Input, KernelLog, PythonPhase, Request, Upkeep,
     invariants::{
         BaseRestored, CellFacts, EndTold, Ending, Facts, RewindSeen, StartSeen, TermOpened,
     },
@@ -26,6 +26,7 @@ use callboard_protocol::{
 };
 
 use super::{
+    model::TermsModel,
     proposal::{MSG_IDS, Proposal, cell_of, delta, state_of},
     rules::Rules,
 };
@@ -78,6 +79,7 @@ impl Replica {
 pub(crate) struct World {
     rules: Rules,
     grain: Grain,
+    upkeep: Upkeep,
     /// Committed entries from the oldest one a replica may have to apply again.
     pub(crate) entries: Vec<Proposal>,
     /// The log before `entries` (at 0) and after each of them.
@@ -131,17 +133,18 @@ impl Hash for World {
 }
 
 impl World {
-    pub(crate) fn new(rules: Rules, grain: Grain, levels: [Level; 2], faults: u8) -> Self {
+    pub(crate) fn new(model: &TermsModel, levels: [Level; 2]) -> Self {
         let identity = |id| Identity { replica: ReplicaId(id), incarnation: Incarnation(1) };
         let mut world = Self {
-            rules,
-            grain,
+            rules: model.rules,
+            grain: model.grain,
+            upkeep: model.upkeep,
             entries: Vec::new(),
             logs: vec![Arc::default()],
             applied: Vec::new(),
             under_way: BTreeSet::new(),
             replicas: (1..=REPLICAS as u64).map(|id| Replica::new(identity(id))).collect(),
-            faults_left: faults,
+            faults_left: model.faults,
             takers: 0,
             rewinds_left: 0,
             due: Vec::new(),
@@ -186,6 +189,9 @@ impl World {
                 .is_some_and(|cell| cell.seq == *seq && cell.grant == Some(*term)),
             Proposal::Rewind { at, .. } => head.pending().is_empty() && *at == head.position(),
             Proposal::Start { .. } | Proposal::Abandon { .. } => true,
+            Proposal::Park { term } => {
+                head.open_term().is_some_and(|open| open.term == *term) && head.pending().is_empty()
+            }
         }
     }
 
@@ -261,7 +267,10 @@ impl World {
     fn begin_life(&mut self, index: usize) {
         let voters = (1..=REPLICAS as u64).map(ReplicaId).collect();
         // Who leads changes at will: each replica does whatever a leader would, all the time.
-        for input in [Input::Leading(true), Input::Voters(voters), Input::BaseReadable(true)] {
+        let upkeep = Input::Upkeep(self.upkeep);
+        for input in
+            [upkeep, Input::Leading(true), Input::Voters(voters), Input::BaseReadable(true)]
+        {
             self.step(index, input, DUE_MS);
         }
         self.settle(index);
@@ -377,7 +386,7 @@ impl World {
                     self.tell(log, &end);
                 }
             }
-            Action::StartPython | Action::KillPython => {
+            Action::StartPython | Action::KillPython | Action::ReleasePython => {
                 self.replicas[index].python = Python::default();
             }
             Action::Restore(term) => {
