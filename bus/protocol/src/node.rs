@@ -38,9 +38,6 @@ pub struct Beat {
     /// Its stock of Python processes.
     #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
     pub python_stock: PythonStock,
-    /// Its replicas that sleep.
-    #[serde(default, skip_serializing_if = "Asleep::is_none")]
-    pub asleep: Asleep,
 }
 
 /// A node's replicas that sleep and so say nothing themselves.
