@@ -15,6 +15,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use callboard_protocol::control::Standby;
 use clap::Parser;
 
 use self::{library::Notebook, plain::Exclusion};
@@ -200,13 +201,16 @@ impl Run<'_> {
             }
             Err(why) => vec![why],
         };
+        let standbys = match plan.standby {
+            Standby::Hot => "hot standbys",
+            Standby::Thin => "thin standbys",
+        };
         let head = format!(
-            "[{}] {}: {} cells, {} kills, {:?} standbys, plain {:.1} s, with kills {:.1} s",
+            "[{}] {}: {} cells, {} kills, {standbys}, plain {:.1} s, with kills {:.1} s",
             found.run,
             notebook.label(),
             notebook.cells.len(),
             plan.kills.len(),
-            plan.standby,
             measure.seconds,
             whole.as_secs_f64()
         );
