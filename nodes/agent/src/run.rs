@@ -1,11 +1,21 @@
 //! `callboard node`: from a data directory and credentials to a node at work, and back.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use callboard_kernel::{NodeContext, NodeStats, PythonConfig, python::unpack_package};
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_kernel::{
+    NodeContext, NodeStats, PythonConfig, UpkeepConfig, python::unpack_package,
+};
+use callboard_policy::{
+    failure::FailureConfig, hibernation::HibernationConfig, repair::RepairLimits,
+};
 use callboard_protocol::NodeId;
-use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, ReplicatorOptions};
+use callboard_replicated::{
+    ChunkExchange, ChunkStore, Disk, FaultyDisk, KillProcess, RealDisk, ReplicatorOptions,
+};
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
 use nix::{
     sys::signal::{Signal, kill},
@@ -28,6 +38,8 @@ use crate::{
     sweep::sweep,
 };
 
+/// File in the data directory that tells a node run with [`NodeOptions::disk_faults`] how to fail.
+pub const DISK_FAULTS_FILE: &str = "disk-faults";
 /// Pause between two attempts to reach the broker.
 const CONNECT_EVERY: Duration = Duration::from_secs(1);
 /// Pause before a Python that lacked something is looked at again.
@@ -50,6 +62,10 @@ pub struct NodeOptions {
     pub adopt_directory: bool,
     /// The Python that kernels run on.
     pub python: PathBuf,
+    /// How kernels are kept that have nothing to do.
+    pub upkeep: UpkeepConfig,
+    /// When its idle kernels sleep.
+    pub hibernation: HibernationConfig,
     /// Longest time one capture of a session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
     /// How long to wait for a broker that is down when the node starts.
@@ -60,6 +76,8 @@ pub struct NodeOptions {
     pub repair: RepairLimits,
     /// How it replicates.
     pub replicator: ReplicatorOptions,
+    /// Whether its disk fails when a file in its data directory says so. For chaos runs.
+    pub disk_faults: bool,
 }
 
 /// How a node's run ended.
@@ -156,8 +174,7 @@ async fn start(
     let exchange =
         ChunkExchange::serve(lanes.bulk.clone(), cluster, options.node.clone(), chunks.clone())
             .await?;
-    let package_dir = unpack_package(&dir.root().join("python"))
-        .map_err(|error| NodeError::Package(error.to_string()))?;
+    let package_dir = unpack_package(&dir.root().join("python"))?;
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
         node: options.node.clone(),
@@ -166,7 +183,7 @@ async fn start(
         incarnation,
         host: host_name(),
         lanes: lanes.clone(),
-        disk: Arc::new(RealDisk::new(dir.root())),
+        disk: disk(options, dir.root()),
         replicator: options.replicator.clone(),
         failure: options.failure,
         repair: options.repair,
@@ -189,6 +206,8 @@ async fn start(
                 package_dir,
                 capture_budget_ms: options.capture_budget_ms,
             },
+            upkeep: options.upkeep,
+            hibernation: options.hibernation,
             run_dir,
             nodes: services.nodes.clone(),
             stats: Arc::new(NodeStats::default()),
@@ -196,6 +215,21 @@ async fn start(
         Ok(Arc::new(KernelReplicas::new(Arc::new(context))) as Arc<dyn ReplicaFactory>)
     };
     RunningNode::start(parts, make_factory).await
+}
+
+/// The disk that log and snapshots are on.
+fn disk(options: &NodeOptions, root: &Path) -> Arc<dyn Disk> {
+    let real = Arc::new(RealDisk::new(root));
+    if !options.disk_faults {
+        return real;
+    }
+    tracing::warn!("this node's disk fails when it is told to: it must hold nothing of value");
+    let kill_now: KillProcess = Arc::new(|| {
+        if let Err(error) = kill(Pid::this(), Signal::SIGKILL) {
+            tracing::error!(%error, "cannot kill this process");
+        }
+    });
+    Arc::new(FaultyDisk::new(real, root.join(DISK_FAULTS_FILE), kill_now))
 }
 
 /// Three connections of the node's user; waits for a broker that is down.

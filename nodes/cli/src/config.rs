@@ -5,12 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use callboard_protocol::ClusterId;
+use callboard_protocol::{ClusterId, control::Standby};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::exit::Failure;
 
+/// Largest file of a node's log, in MiB: it is read as a whole when the node starts.
+const LOG_SEGMENT_MAX_MB: u64 = 1024;
 /// Most nodes that one machine runs: more than this many processes help nobody.
 const NODES_MAX: u16 = 64;
 
@@ -44,8 +46,22 @@ pub struct ClusterConfig {
     pub gone_after_ms: u64,
     /// How long the capture of a kernel's state may take.
     pub capture_budget_s: u64,
+    /// Whether standbys of kernels that do not say have a warm Python process.
+    pub standby_python: Standby,
+    /// Seconds without a cell after which a kernel is parked; 0 parks none.
+    pub park_after_s: u64,
+    /// Whether kernels are parked that hold what only a live process can hold.
+    pub park_with_refused: bool,
+    /// Seconds without a request after which a kernel's members sleep; 0: never.
+    pub hibernate_after_s: u64,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
+    /// Log entries after which a replica writes a snapshot.
+    pub snapshot_every_entries: u64,
+    /// Whether a node's disk fails when a file in its folder says so.
+    pub disk_faults: bool,
+    /// Size of a file of a node's log, in MiB.
+    pub log_segment_mb: u64,
 }
 
 impl Default for ClusterConfig {
@@ -64,7 +80,14 @@ impl Default for ClusterConfig {
             suspect_after_ms: 1500,
             gone_after_ms: 60_000,
             capture_budget_s: 60,
+            standby_python: Standby::Thin,
+            park_after_s: 1800,
+            park_with_refused: false,
+            hibernate_after_s: 60,
             otlp_endpoint: String::new(),
+            snapshot_every_entries: 2000,
+            disk_faults: false,
+            log_segment_mb: 16,
         }
     }
 }
@@ -126,6 +149,12 @@ impl ClusterConfig {
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     }
 
+    /// Whether there is such a key.
+    #[must_use]
+    pub fn knows(key: &str) -> bool {
+        keys().contains_key(key)
+    }
+
     /// Everything that is wrong with the values.
     #[must_use]
     pub fn validate(&self) -> Vec<String> {
@@ -148,6 +177,8 @@ impl ClusterConfig {
         for (key, value) in [
             ("heartbeat_interval_ms", self.heartbeat_interval_ms),
             ("capture_budget_s", self.capture_budget_s),
+            ("snapshot_every_entries", self.snapshot_every_entries),
+            ("log_segment_mb", self.log_segment_mb),
         ] {
             check(value > 0, format!("{key} is 0; use at least 1"));
         }
@@ -169,6 +200,11 @@ impl ClusterConfig {
         ] {
             check(low < high, format!("{high_key} is {high}; it must be above {low_key}, {low}"));
         }
+        let segment = self.log_segment_mb;
+        check(
+            segment <= LOG_SEGMENT_MAX_MB,
+            format!("log_segment_mb is {segment}; use at most {LOG_SEGMENT_MAX_MB}"),
+        );
         let endpoint = &self.otlp_endpoint;
         let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         check(
@@ -217,6 +253,9 @@ fn listed(known: &Table) -> String {
 fn from_text(text: &str, like: &Value) -> Value {
     match (like, text.parse::<i64>()) {
         (Value::Integer(_), Ok(number)) => Value::Integer(number),
+        (Value::Boolean(_), _) if matches!(text, "true" | "false") => {
+            Value::Boolean(text == "true")
+        }
         _ => Value::String(text.to_owned()),
     }
 }
@@ -233,7 +272,7 @@ fn sentence(origin: &str, problems: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use callboard_policy::failure::FailureConfig;
+    use callboard_policy::{failure::FailureConfig, hibernation::HibernationConfig};
     use callboard_replicated::RaftTiming;
 
     use super::*;
@@ -259,6 +298,8 @@ mod tests {
         assert_eq!(config.election_timeout_max_ms, timing.election_timeout_max_ms);
         assert_eq!(config.suspect_after_ms, failure.suspect_after_ms);
         assert_eq!(config.gone_after_ms, failure.gone_after_ms);
+        let hibernation = HibernationConfig::default();
+        assert_eq!(config.hibernate_after_s * 1000, hibernation.after_ms);
     }
 
     #[test]
