@@ -161,6 +161,7 @@ impl Cluster {
                 program: python(),
                 package_dir: unpack_package(&directory.join("python")).unwrap(),
                 capture_budget_ms: 60_000,
+                state_bytes_max: 1 << 30,
             },
             upkeep: self.upkeep,
             run_dir,

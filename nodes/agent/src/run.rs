@@ -68,6 +68,8 @@ pub struct NodeOptions {
     pub hibernation: HibernationConfig,
     /// Longest time one capture of a session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
+    /// Most bytes that a kernel's state may have.
+    pub state_bytes_max: u64,
     /// How long to wait for a broker that is down when the node starts.
     pub broker_wait: Duration,
     /// When the other nodes are suspected and given up.
@@ -205,6 +207,7 @@ async fn start(
                 program: options.python.clone(),
                 package_dir,
                 capture_budget_ms: options.capture_budget_ms,
+                state_bytes_max: options.state_bytes_max,
             },
             upkeep: options.upkeep,
             hibernation: options.hibernation,

@@ -46,6 +46,8 @@ pub struct ClusterConfig {
     pub gone_after_ms: u64,
     /// How long the capture of a kernel's state may take.
     pub capture_budget_s: u64,
+    /// Most that a kernel's state may hold.
+    pub state_mib_max: u64,
     /// Whether standbys of kernels that do not say have a warm Python process.
     pub standby_python: Standby,
     /// Seconds without a cell after which a kernel is parked; 0 parks none.
@@ -80,6 +82,7 @@ impl Default for ClusterConfig {
             suspect_after_ms: 1500,
             gone_after_ms: 60_000,
             capture_budget_s: 60,
+            state_mib_max: 16_384,
             standby_python: Standby::Thin,
             park_after_s: 1800,
             park_with_refused: false,
@@ -177,6 +180,7 @@ impl ClusterConfig {
         for (key, value) in [
             ("heartbeat_interval_ms", self.heartbeat_interval_ms),
             ("capture_budget_s", self.capture_budget_s),
+            ("state_mib_max", self.state_mib_max),
             ("snapshot_every_entries", self.snapshot_every_entries),
             ("log_segment_mb", self.log_segment_mb),
         ] {

@@ -27,6 +27,7 @@ from ipykernel.utils import _async_in_context
 from . import PROTOCOL_VERSION, live
 from .channel import Channel
 from .delta import Delta, Group
+from .magics import Magics
 from .refusal import CaptureInterrupted
 from .restore import HeldGroup, Restore
 from .tracker import SAVING_NOTICE_S, Tracker
@@ -62,6 +63,8 @@ class CallboardKernel(IPythonKernel):
         self.shell_stream.on_recv(serve, copy=False)
         live.attach(self.shell.user_ns, self.shell, self)
         self.tracker = Tracker()
+        self.magics = Magics(self.tracker)
+        self.magics.register(self.shell)
         path = os.environ.get(SOCKET_VARIABLE)
         if path:
             self.channel = Channel.connect(path)

@@ -31,6 +31,9 @@ DEFAULT_STATE_BYTES_MAX = 16 << 30
 SAVING_NOTICE_S = 1.0
 # The memo behind a shorter pickle is copied at once: that is cheaper than to keep its pickler.
 _SMALL_PICKLE_BYTES_MAX = 256 << 10
+# Names that are carried. Each costs about a hundred bytes of the log's entry for a cell that binds
+# it, and an entry has to fit into one message of the broker.
+NAMES_MAX = 8192
 # What user code may raise, and what the capture raises into it.
 _FAULTS = (Exception, refusal.BudgetExceeded, refusal.CaptureInterrupted)
 
@@ -149,7 +152,7 @@ class Tracker:
         return tick
 
     def _variables(self, context: pickler.Pass, current: dict[str, Group], delta: Delta) -> None:
-        values = self.namespace.collect()
+        values = self._within_limit(self.namespace.collect(), delta)
         context.anchors = _class_anchors(values)
         entries: dict[str, Entry] = {}
         excluded = self.namespace.excluded
@@ -169,6 +172,18 @@ class Tracker:
             if entry.refused is not None:
                 self._report(entry.refused, delta)
         self.entries, self.anchors = entries, context.anchors
+
+    def _within_limit(self, values: dict[str, Any], delta: Delta) -> dict[str, Any]:
+        """The oldest names, if there are more than can be carried."""
+        if len(values) <= NAMES_MAX:
+            return values
+        names = list(values)
+        reason = (
+            f"{len(names) - NAMES_MAX:,} names from {names[NAMES_MAX]!r} on are over the limit of {NAMES_MAX:,} "
+            "for a session: keep them in a dict, which is one name"
+        )
+        self._report(("*", "names", reason), delta)
+        return {name: values[name] for name in names[:NAMES_MAX]}
 
     def _look_at(
         self, names: list[str], values: dict[str, Any], entries: dict[str, Entry], context: pickler.Pass
@@ -237,6 +252,9 @@ class Tracker:
 
     def _refused_entry(self, name: str, value: Any, error: BaseException) -> Entry:
         kind, reason = refusal.type_name(value), refusal.describe(error)
+        if isinstance(value, Unavailable):
+            # Excluded on another machine, and still.
+            kind = value._cb_type
         stand_in = Unavailable(name, kind, reason)
         pickled = pickler.dump({name: stand_in}, pickler.Pass())
         return Entry([name], None, _digest_of(pickled, []), {}, set(), pickled, [], (name, kind, reason))

@@ -14,7 +14,9 @@ mod wire;
 pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;
 pub use process::{LaunchError, PythonConfig, PythonProcess};
-pub use state_socket::{Captured, CapturedGroup, Hello, RestoreGroup, Restored};
+pub use state_socket::{
+    Captured, CapturedGroup, CapturedPart, Hello, PartPatch, RestoreGroup, Restored,
+};
 
 use callboard_protocol::jupyter::JupyterMessage;
 
