@@ -43,10 +43,10 @@ const CHUNK_NAME_LENGTH: usize = 64;
 pub(super) struct Namespace {
     /// What figures and `--only` call it.
     pub(super) name: &'static str,
-    /// `{n}` stands for its size, `{name}` for the variable.
+    /// Makes a variable of that name; `$n` stands for its size.
     setup: &'static str,
     size: u64,
-    /// Changes one KiB; `{i}` stands for the turn.
+    /// Changes one KiB; `$i` stands for the turn.
     change: &'static str,
     detect_ratio_max: f64,
     bounds_bytes: bool,
@@ -56,25 +56,25 @@ pub(super) struct Namespace {
 pub(super) const ALL: [Namespace; 4] = [
     Namespace {
         name: "array",
-        setup: "import numpy\narray = numpy.random.default_rng(0).random({n})",
+        setup: "import numpy\narray = numpy.random.default_rng(0).random($n)",
         size: 62_500_000,
-        change: "array[{n} // 2 + {i} * 5000:][:128] = {i}",
+        change: "array[$n // 2 + $i * 5000:][:128] = $i",
         detect_ratio_max: 0.10,
         bounds_bytes: true,
     },
     Namespace {
         name: "objects",
-        setup: "objects = [{'id': i, 'name': f'name{i}', 'pair': (i, i * 0.5)} for i in range({n})]",
+        setup: "objects = [{'id': i, 'name': f'name{i}', 'pair': (i, i * 0.5)} for i in range($n)]",
         size: 1_000_000,
-        change: "objects[{n} // 2 + {i}] = {'id': {i}, 'name': 'x' * 1024, 'pair': ({i}, 0.5)}",
+        change: "objects[$n // 2 + $i] = {'id': $i, 'name': 'x' * 1024, 'pair': ($i, 0.5)}",
         detect_ratio_max: 1.0,
         bounds_bytes: false,
     },
     Namespace {
         name: "frame",
-        setup: "import pandas\nframe = pandas.DataFrame({'text': [f'string number {i}' for i in range({n})]}, dtype=object)",
+        setup: "import pandas\nframe = pandas.DataFrame({'text': [f'string number {i}' for i in range($n)]}, dtype=object)",
         size: 1_000_000,
-        change: "frame.iloc[{n} // 2 + {i}, 0] = 'x' * 1024",
+        change: "frame.iloc[$n // 2 + $i, 0] = 'x' * 1024",
         detect_ratio_max: 1.0,
         bounds_bytes: false,
     },
@@ -82,11 +82,11 @@ pub(super) const ALL: [Namespace; 4] = [
         name: "model",
         setup: "import numpy, warnings\nfrom sklearn.neural_network import MLPRegressor\n\
                 warnings.simplefilter('ignore')\n\
-                seen = numpy.random.default_rng(0).random((8, {n}))\n\
-                model = MLPRegressor(hidden_layer_sizes=(4000, 2000), solver='sgd', max_iter=1).fit(seen, seen.sum(1))\n\
+                seen = numpy.random.default_rng(0).random((8, $n))\n\
+                model = MLPRegressor(hidden_layer_sizes=(3000, 2000), solver='sgd', max_iter=1).fit(seen, seen.sum(1))\n\
                 del seen",
-        size: 4_000,
-        change: "model.coefs_[0][{i} + 2, :128] = {i}",
+        size: 2_000,
+        change: "model.coefs_[0][$i + 2, :128] = $i",
         detect_ratio_max: 0.15,
         bounds_bytes: true,
     },
@@ -106,7 +106,7 @@ impl Namespace {
     }
 
     fn fill(&self, code: &str, quick: bool, turn: u64) -> String {
-        code.replace("{n}", &self.size(quick).to_string()).replace("{i}", &turn.to_string())
+        code.replace("$n", &self.size(quick).to_string()).replace("$i", &turn.to_string())
     }
 
     /// Prints what the last capture took, then what cloudpickle takes, in milliseconds.
