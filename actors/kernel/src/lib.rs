@@ -35,7 +35,7 @@ use tokio::sync::watch;
 
 pub use chunk_list::IndexError;
 pub use machine::KernelMachine;
-pub use python::PythonConfig;
+pub use python::{PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
 pub use state::all_chunks;
 
@@ -58,8 +58,8 @@ pub struct NodeContext {
     pub chunks: ChunkStore,
     /// Sends chunks to other nodes and fetches them.
     pub exchange: ChunkExchange,
-    /// How to run Python.
-    pub python: PythonConfig,
+    /// Where Python processes come from.
+    pub python: PythonPool,
     /// How kernels are kept that have nothing to do.
     pub upkeep: UpkeepConfig,
     /// Where sockets and pid files go; private to the node.

@@ -25,6 +25,8 @@ pub(super) const PROTOCOL_VERSION: u32 = 2;
 pub struct Hello {
     /// Version of this socket's protocol.
     pub protocol: u32,
+    /// Its process id.
+    pub pid: i32,
     /// Version of the interpreter.
     pub python: String,
 }
