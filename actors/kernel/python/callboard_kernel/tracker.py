@@ -13,7 +13,7 @@ import types
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import graph, history, live, pickler, refusal
+from . import bundles, graph, history, live, pickler, refusal
 from .buffers import Buffers, Content
 from .delta import Delta, Group
 from .digests import DIGEST_BYTES, digest
@@ -31,9 +31,6 @@ DEFAULT_STATE_BYTES_MAX = 16 << 30
 SAVING_NOTICE_S = 1.0
 # The memo behind a shorter pickle is copied at once: that is cheaper than to keep its pickler.
 _SMALL_PICKLE_BYTES_MAX = 256 << 10
-# Names that are carried. Each costs about a hundred bytes of the log's entry for a cell that binds
-# it, and an entry has to fit into one message of the broker.
-NAMES_MAX = 8192
 # What user code may raise, and what the capture raises into it.
 _FAULTS = (Exception, refusal.BudgetExceeded, refusal.CaptureInterrupted)
 
@@ -152,7 +149,9 @@ class Tracker:
         return tick
 
     def _variables(self, context: pickler.Pass, current: dict[str, Group], delta: Delta) -> None:
-        values = self._within_limit(self.namespace.collect(), delta)
+        values, too_many = bundles.within_limit(self.namespace.collect())
+        if too_many is not None:
+            self._report(("*", "names", too_many), delta)
         context.anchors = _class_anchors(values)
         entries: dict[str, Entry] = {}
         excluded = self.namespace.excluded
@@ -163,8 +162,9 @@ class Tracker:
         self._drop_refused_anchors(values, entries, context)
         largest = _ask_picklers(entries)
         reached = {name: entry.reached or {} for name, entry in entries.items()}
-        for members in graph.partition(reached, {name: entry.classes for name, entry in entries.items()}):
-            self._group(members, values, entries, context, current, delta)
+        groups = graph.partition(reached, {name: entry.classes for name, entry in entries.items()})
+        for key, members in bundles.bundle(groups, values):
+            self._group(key, members, values, entries, context, current, delta)
         if largest is not None and largest.pickled is not None and largest.pickled.reach is not None:
             self._spare = (largest.names[0], largest.pickled.reach.release())
         for entry in entries.values():
@@ -172,18 +172,6 @@ class Tracker:
             if entry.refused is not None:
                 self._report(entry.refused, delta)
         self.entries, self.anchors = entries, context.anchors
-
-    def _within_limit(self, values: dict[str, Any], delta: Delta) -> dict[str, Any]:
-        """The oldest names, if there are more than can be carried."""
-        if len(values) <= NAMES_MAX:
-            return values
-        names = list(values)
-        reason = (
-            f"{len(names) - NAMES_MAX:,} names from {names[NAMES_MAX]!r} on are over the limit of {NAMES_MAX:,} "
-            "for a session: keep them in a dict, which is one name"
-        )
-        self._report(("*", "names", reason), delta)
-        return {name: values[name] for name in names[:NAMES_MAX]}
 
     def _look_at(
         self, names: list[str], values: dict[str, Any], entries: dict[str, Entry], context: pickler.Pass
@@ -274,6 +262,7 @@ class Tracker:
 
     def _group(
         self,
+        key: str,
         members: list[str],
         values: dict[str, Any],
         entries: dict[str, Entry],
@@ -281,7 +270,6 @@ class Tracker:
         current: dict[str, Group],
         delta: Delta,
     ) -> None:
-        key = f"variables:{members[0]}"
         first = entries[members[0]]
         names = sorted(name for member in members for name in entries[member].names)
         signature: Any = first.digest

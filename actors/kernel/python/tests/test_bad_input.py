@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_groups import groups_of, held, move, run
 
-from callboard_kernel import tracker as tracker_module
+from callboard_kernel import bundles
 from callboard_kernel.tracker import Tracker
 
 
@@ -67,18 +67,34 @@ def test_a_stream_over_the_limit_is_cut_off(session, tracker, kept):
     check_the_rest(session, tracker, kept, delta)
 
 
-def test_too_many_names_are_named_and_the_oldest_are_carried(session, tracker, kept, monkeypatch):
-    monkeypatch.setattr(tracker_module, "NAMES_MAX", 100)
+def test_a_million_tiny_names_are_named_and_the_oldest_are_carried(session, tracker, kept):
     for number in range(1_000_000):
         session[f"x{number}"] = number
     delta = tracker.capture()
+    oldest = bundles.SMALL_NAMES_MAX
     reason = refused(delta)["*"]
-    assert "999,901 names from 'x99' on" in reason and "dict" in reason
-    assert len(groups_of(delta)) == 99
-    for number in range(1_000_000):
+    assert f"{1_000_000 - oldest:,} names from 'x{oldest}' on" in reason and "dict" in reason
+    groups = groups_of(delta)
+    assert len(groups) <= 64 and sum(map(len, groups.values())) == oldest
+    assert len(str(delta.upsert)) < 300_000, "it does not fit into one entry of the log"
+    for number in range(oldest, 1_000_000):
         del session[f"x{number}"]
+    held(delta, kept)
+    session["x7"] = -7
     delta = tracker.capture()
-    assert delta.refused == [] and len(delta.removed) == 99
+    assert delta.refused == [] and len(groups_of(delta)) == 1
+    check_the_rest(session, tracker, kept, delta)
+    assert session["x7"] == -7 and session[f"x{oldest - 1}"] == oldest - 1
+    assert [entry["group"] for entry in tracker.capture().upsert if entry["kind"] == "variables"] == []
+
+
+def test_too_many_lists_are_named(session, tracker, kept, monkeypatch):
+    monkeypatch.setattr(bundles, "OTHER_NAMES_MAX", 10)
+    for number in range(30):
+        session[f"l{number}"] = [number]
+    delta = tracker.capture()
+    assert "21 names from 'l9' on" in refused(delta)["*"]
+    check_the_rest(session, tracker, kept, delta)
 
 
 def test_a_reduce_that_raises_costs_its_name(session, tracker, kept):
