@@ -41,6 +41,8 @@ class Pass:
     bytes_used: int = 0
     # The large buffers among them: those of an array and of its views are the same.
     buffers: set[tuple[int, int]] = field(default_factory=set)
+    # What stands for the storages of tensors.
+    holders: dict[Any, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises BudgetExceeded if the time is up."""

@@ -286,6 +286,7 @@ class Tracker:
             contents = first.contents
             if pickled is None:
                 alone = pickler.Pass(context.anchors, context.deadline, context.tick, context.bytes_max)
+                alone.holders = context.holders
                 pickled = self._dump({name: values[name] for name in names}, alone)
                 contents = [self.buffers.content(view, context.check) for view in pickled.buffers]
         except _FAULTS as error:
