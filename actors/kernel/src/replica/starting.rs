@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{Internal, ReplicaMsg, ReplicaState, chunks, tell};
 use crate::{
-    KernelMachine, ReplicaArgs, cell_traces::CellTraces, publisher::Publisher,
+    KernelMachine, ReplicaArgs, cell_traces::CellTraces, held::HeldState, publisher::Publisher,
     python::PythonProcess, running_cell::OutputNumbers,
 };
 
@@ -159,6 +159,7 @@ impl ReplicaState {
             python_life,
             python_failures: 0,
             cell: None,
+            held: HeldState::default(),
             numbers,
             held_replies: BTreeMap::new(),
             abort_through: Seq::default(),

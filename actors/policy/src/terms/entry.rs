@@ -24,6 +24,13 @@ pub enum Part {
         /// How many.
         length: u64,
     },
+    /// The name of a chunk that lists the chunks which make up the bytes.
+    Chunked {
+        /// blake3 of that chunk, the index.
+        index: Hash,
+        /// How many bytes the chunks have together.
+        length: u64,
+    },
 }
 
 impl Part {
@@ -32,7 +39,7 @@ impl Part {
     pub fn length(&self) -> u64 {
         match self {
             Self::Inline(bytes) => bytes.len() as u64,
-            Self::Chunk { length, .. } => *length,
+            Self::Chunk { length, .. } | Self::Chunked { length, .. } => *length,
         }
     }
 }
@@ -43,6 +50,9 @@ impl std::fmt::Debug for Part {
             Self::Inline(bytes) => write!(f, "inline({} bytes)", bytes.len()),
             Self::Chunk { hash, length } => {
                 write!(f, "chunk({:02x}{:02x}…, {length} bytes)", hash[0], hash[1])
+            }
+            Self::Chunked { index, length } => {
+                write!(f, "chunks({:02x}{:02x}…, {length} bytes)", index[0], index[1])
             }
         }
     }

@@ -477,7 +477,7 @@ fn inline_bytes(group: &StateGroup) -> u64 {
     let names: u64 = group.names.iter().map(|name| name.len() as u64).sum();
     let parts = group.parts.iter().map(|part| match part {
         Part::Inline(bytes) => bytes.len() as u64,
-        Part::Chunk { .. } => CHUNK_NAME_BYTES,
+        Part::Chunk { .. } | Part::Chunked { .. } => CHUNK_NAME_BYTES,
     });
     names + parts.sum::<u64>()
 }
@@ -485,7 +485,10 @@ fn inline_bytes(group: &StateGroup) -> u64 {
 /// The chunks a group names, with their lengths.
 fn chunks(group: &StateGroup) -> impl Iterator<Item = (Hash, u64)> {
     group.parts.iter().filter_map(|part| match part {
-        Part::Chunk { hash, length } => Some((*hash, *length)),
+        // Versions of a large part may share most of its chunks: this counts each of them whole.
+        Part::Chunk { hash, length } | Part::Chunked { index: hash, length } => {
+            Some((*hash, *length))
+        }
         Part::Inline(_) => None,
     })
 }
