@@ -224,8 +224,8 @@ impl NodeState {
             epoch,
             suspects,
             python_problem,
-            python_stock: args.factory.python_stock(),
             asleep: args.factory.asleep(),
+            python_stock: args.factory.python_stock(),
         };
         let subject = Subject::event(&args.cluster, ActorKind::Node, &args.node, "beat");
         let envelope = Envelope { epoch, ..Envelope::default() };

@@ -27,8 +27,8 @@ fn beat(number: usize, incarnation: u64, at_ms: u64) -> Beat {
         epoch: Epoch(1),
         suspects: vec![],
         python_problem: None,
-        python_stock: Default::default(),
         asleep: Default::default(),
+        python_stock: Default::default(),
     }
 }
 

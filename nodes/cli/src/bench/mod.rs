@@ -3,6 +3,7 @@
 pub mod cells;
 pub mod chaos;
 mod failover;
+pub mod idle;
 pub mod local_cluster;
 pub mod notebooks;
 pub mod options;
@@ -62,6 +63,7 @@ fn registry() -> Vec<Box<dyn Bench>> {
         Box::new(chaos::Chaos),
         Box::new(notebooks::Notebooks),
         Box::new(soak::Soak),
+        Box::new(idle::Idle),
         Box::new(start::Start),
         Box::new(state::State),
     ]
