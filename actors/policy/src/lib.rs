@@ -4,6 +4,7 @@
 
 mod chance;
 pub mod failure;
+pub mod hibernation;
 pub mod placement;
 pub mod repair;
 pub mod restart;

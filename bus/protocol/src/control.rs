@@ -17,6 +17,38 @@ pub struct StartKernel {
     pub name: Option<String>,
     /// How many replicas: 1, 3 or 5.
     pub replicas: u8,
+    /// How it is kept.
+    #[serde(default, skip_serializing_if = "KernelOptions::is_default")]
+    pub options: KernelOptions,
+}
+
+/// How a kernel is kept while it has nothing to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KernelOptions {
+    /// Whether its standbys have Python processes; `None`: as its nodes are configured.
+    pub standby: Option<Standby>,
+    /// Whether it gets no Python process before the first request.
+    pub parked: bool,
+}
+
+impl KernelOptions {
+    /// Whether nothing was asked for.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a replica that does not execute has ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standby {
+    /// Log and state only.
+    #[default]
+    Thin,
+    /// A warm Python process, too.
+    Hot,
 }
 
 /// Ends a kernel for good. Its id is never used again.
@@ -57,6 +89,9 @@ pub struct KernelSpec {
     pub replica_next: ReplicaId,
     /// Changes with every change of the entry.
     pub version: u64,
+    /// How it is kept.
+    #[serde(default, skip_serializing_if = "KernelOptions::is_default")]
+    pub options: KernelOptions,
 }
 
 /// One member that should exist.
@@ -146,6 +181,13 @@ pub struct NodeStatus {
     pub running_cells: u32,
     /// What its Python environment lacks; `None` if it can run kernels.
     pub python_problem: Option<String>,
+    /// Its replicas that sleep.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub asleep: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// How a node is, judged from its heartbeats.

@@ -32,6 +32,24 @@ pub struct Beat {
     pub suspects: Vec<NodeId>,
     /// What its Python environment lacks to run kernels; `None` if it can.
     pub python_problem: Option<String>,
+    /// Its replicas that sleep.
+    #[serde(default, skip_serializing_if = "Asleep::is_none")]
+    pub asleep: Asleep,
+}
+
+/// A node's replicas that sleep and so say nothing themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asleep {
+    /// How many.
+    pub count: u32,
+    /// Of kernel, replica, last index and Raft term of each, whatever their order.
+    pub digest: u64,
+}
+
+impl Asleep {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A node's process was seen to end.

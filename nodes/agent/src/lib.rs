@@ -18,6 +18,7 @@ mod replicas;
 mod run;
 mod sweep;
 
+pub use callboard_kernel::UpkeepConfig;
 pub use data_dir::{DataDir, DataDirError, Founder, LAST_END_FILE, MachineId, Membership};
 pub use error::NodeError;
 pub use founding::{FoundingDecision, FoundingStage, FoundingStatus, decide};

@@ -6,8 +6,12 @@ use std::{
     time::Duration,
 };
 
-use callboard_kernel::{NodeContext, NodeStats, PythonConfig, python::unpack_package};
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_kernel::{
+    NodeContext, NodeStats, PythonConfig, UpkeepConfig, python::unpack_package,
+};
+use callboard_policy::{
+    failure::FailureConfig, hibernation::HibernationConfig, repair::RepairLimits,
+};
 use callboard_protocol::NodeId;
 use callboard_replicated::{
     ChunkExchange, ChunkStore, Disk, FaultyDisk, KillProcess, RealDisk, ReplicatorOptions,
@@ -58,6 +62,10 @@ pub struct NodeOptions {
     pub adopt_directory: bool,
     /// The Python that kernels run on.
     pub python: PathBuf,
+    /// How kernels are kept that have nothing to do.
+    pub upkeep: UpkeepConfig,
+    /// When its idle kernels sleep.
+    pub hibernation: HibernationConfig,
     /// Longest time one capture of a session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
     /// How long to wait for a broker that is down when the node starts.
@@ -198,6 +206,8 @@ async fn start(
                 package_dir,
                 capture_budget_ms: options.capture_budget_ms,
             },
+            upkeep: options.upkeep,
+            hibernation: options.hibernation,
             run_dir,
             nodes: services.nodes.clone(),
             stats: Arc::new(NodeStats::default()),

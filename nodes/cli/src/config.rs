@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use callboard_protocol::ClusterId;
+use callboard_protocol::{ClusterId, control::Standby};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -46,6 +46,14 @@ pub struct ClusterConfig {
     pub gone_after_ms: u64,
     /// How long the capture of a kernel's state may take.
     pub capture_budget_s: u64,
+    /// Whether standbys of kernels that do not say have a warm Python process.
+    pub standby_python: Standby,
+    /// Seconds without a cell after which a kernel is parked; 0 parks none.
+    pub park_after_s: u64,
+    /// Whether kernels are parked that hold what only a live process can hold.
+    pub park_with_refused: bool,
+    /// Seconds without a request after which a kernel's members sleep; 0: never.
+    pub hibernate_after_s: u64,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
     /// Log entries after which a replica writes a snapshot.
@@ -72,6 +80,10 @@ impl Default for ClusterConfig {
             suspect_after_ms: 1500,
             gone_after_ms: 60_000,
             capture_budget_s: 60,
+            standby_python: Standby::Thin,
+            park_after_s: 1800,
+            park_with_refused: false,
+            hibernate_after_s: 60,
             otlp_endpoint: String::new(),
             snapshot_every_entries: 2000,
             disk_faults: false,
@@ -241,7 +253,7 @@ fn listed(known: &Table) -> String {
 fn from_text(text: &str, like: &Value) -> Value {
     match (like, text.parse::<i64>()) {
         (Value::Integer(_), Ok(number)) => Value::Integer(number),
-        (Value::Boolean(_), _) if text == "true" || text == "false" => {
+        (Value::Boolean(_), _) if matches!(text, "true" | "false") => {
             Value::Boolean(text == "true")
         }
         _ => Value::String(text.to_owned()),
@@ -260,7 +272,7 @@ fn sentence(origin: &str, problems: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use callboard_policy::failure::FailureConfig;
+    use callboard_policy::{failure::FailureConfig, hibernation::HibernationConfig};
     use callboard_replicated::RaftTiming;
 
     use super::*;
@@ -286,6 +298,8 @@ mod tests {
         assert_eq!(config.election_timeout_max_ms, timing.election_timeout_max_ms);
         assert_eq!(config.suspect_after_ms, failure.suspect_after_ms);
         assert_eq!(config.gone_after_ms, failure.gone_after_ms);
+        let hibernation = HibernationConfig::default();
+        assert_eq!(config.hibernate_after_s * 1000, hibernation.after_ms);
     }
 
     #[test]

@@ -6,8 +6,10 @@ use std::{
     time::Duration,
 };
 
-use callboard_agent::{ExitReason, NodeError, NodeOptions, run_node};
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_agent::{ExitReason, NodeError, NodeOptions, UpkeepConfig, run_node};
+use callboard_policy::{
+    failure::FailureConfig, hibernation::HibernationConfig, repair::RepairLimits,
+};
 use callboard_protocol::NodeId;
 use callboard_replicated::{RaftTiming, ReplicatorOptions, WalOptions};
 use callboard_transport::{Credentials, telemetry};
@@ -70,6 +72,15 @@ pub async fn run(args: NodeArgs) -> Outcome {
         bootstrap: args.bootstrap,
         adopt_directory: args.adopt_directory,
         python,
+        hibernation: HibernationConfig {
+            after_ms: config.hibernate_after_s.saturating_mul(1000),
+            ..HibernationConfig::default()
+        },
+        upkeep: UpkeepConfig {
+            standby: config.standby_python,
+            park_after_ms: Some(config.park_after_s.saturating_mul(1000)).filter(|ms| *ms > 0),
+            park_with_refused: config.park_with_refused,
+        },
         capture_budget_ms: config.capture_budget_s.saturating_mul(1000),
         broker_wait: Duration::from_secs(args.broker_wait_s),
         failure: FailureConfig {

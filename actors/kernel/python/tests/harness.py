@@ -19,6 +19,8 @@ from typing import Any
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
+from node_side import patched
+
 PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 REPLY_TIMEOUT_S = 60.0
 
@@ -82,7 +84,9 @@ class NodeStandIn:
         self.captures.append(header)
         position = 0
         for entry in header["upsert"]:
-            self.groups[entry["group"]] = (entry, buffers[position : position + entry["parts"]])
+            before, held = self.groups.get(entry["group"], ({}, []))
+            sent = buffers[position : position + entry["parts"]]
+            self.groups[entry["group"]] = (entry, patched(entry, sent, held, before.get("version")))
             position += entry["parts"]
         for key in header["removed"]:
             self.groups.pop(key, None)

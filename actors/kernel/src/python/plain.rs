@@ -65,6 +65,20 @@ impl PlainKernel {
         request: JupyterMessage,
         msg_id: &str,
     ) -> Result<JupyterMessage, LaunchError> {
+        self.run(request, msg_id, drop).await
+    }
+
+    /// As [`Self::round_trip`]; every output of the request is handed to `on_output` on its way,
+    /// in order.
+    ///
+    /// # Errors
+    /// [`LaunchError::Ended`] if the process ended instead.
+    pub async fn run(
+        &mut self,
+        request: JupyterMessage,
+        msg_id: &str,
+        mut on_output: impl FnMut(JupyterMessage),
+    ) -> Result<JupyterMessage, LaunchError> {
         self.sockets.send(request);
         let (mut reply, mut is_idle) = (None, false);
         loop {
@@ -79,7 +93,11 @@ impl PlainKernel {
             }
             match message.channel {
                 Channel::Shell => reply = Some(message),
-                Channel::Iopub => is_idle |= classify(&message) == IopubKind::Idle,
+                Channel::Iopub => match classify(&message) {
+                    IopubKind::Idle => is_idle = true,
+                    IopubKind::Output => on_output(message),
+                    IopubKind::Status => {}
+                },
                 Channel::Control | Channel::Stdin => {}
             }
             if is_idle && let Some(reply) = reply.take() {

@@ -128,9 +128,16 @@ impl ReplicaState {
     pub(super) fn spec_changed(&mut self, spec: KernelSpec) {
         if spec.version >= self.args.spec.version {
             self.args.spec = spec;
+            self.tell_upkeep();
             self.nodes_changed();
             self.drive_membership();
         }
+    }
+
+    /// Tells the machine how the kernel is to be kept.
+    pub(super) fn tell_upkeep(&mut self) {
+        let upkeep = self.args.context.upkeep.of(&self.args.spec.options);
+        self.step(Input::Upkeep(upkeep));
     }
 
     /// Tells the machine which members cannot be counted on.
@@ -267,6 +274,7 @@ mod tests {
                 .collect(),
             replica_next: ReplicaId(9),
             version: 1,
+            options: Default::default(),
         }
     }
 

@@ -2,7 +2,9 @@
 
 pub mod cells;
 pub mod chaos;
+mod failover;
 pub mod local_cluster;
+pub mod notebooks;
 pub mod options;
 pub mod report;
 pub mod soak;
@@ -57,6 +59,7 @@ fn registry() -> Vec<Box<dyn Bench>> {
     vec![
         Box::new(cells::Cells),
         Box::new(chaos::Chaos),
+        Box::new(notebooks::Notebooks),
         Box::new(soak::Soak),
         Box::new(state::State),
     ]
