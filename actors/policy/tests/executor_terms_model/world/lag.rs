@@ -27,7 +27,9 @@ impl World {
         let behind = &self.entries[self.replicas[index].applied..];
         let open = self.log_of(index).open_term().map(|open| open.term);
         let closing = |entry: &Proposal| match entry {
-            Proposal::Abandon { term } | Proposal::Park { term } => open.is_none_or(|open| open == *term),
+            Proposal::Abandon { term } | Proposal::Park { term } => {
+                open.is_none_or(|open| open == *term)
+            }
             Proposal::Rewind { .. } => true,
             _ => false,
         };
