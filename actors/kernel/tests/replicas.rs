@@ -17,12 +17,14 @@ use std::{
 
 use callboard_client::{Client, ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_kernel::{
-    NodeContext, NodeStats, PythonConfig, Replica, ReplicaArgs, ReplicaMsg, UpkeepConfig,
-    python::unpack_package,
+    NodeContext, NodeStats, PythonConfig, PythonPool, Replica, ReplicaArgs, ReplicaMsg,
+    UpkeepConfig,
+    python::{Zygote, unpack_package},
 };
 use callboard_policy::{
     failure::{NodeView, NodesView},
     hibernation::HibernationConfig,
+    prewarm::PoolBounds,
 };
 use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Fault, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
@@ -53,6 +55,25 @@ fn python() -> PathBuf {
 
 fn node(n: u64) -> NodeId {
     NodeId::new(format!("node-{n}")).unwrap()
+}
+
+fn python_config(directory: &Path) -> PythonConfig {
+    PythonConfig {
+        program: python(),
+        package_dir: unpack_package(&directory.join("python")).unwrap(),
+        capture_budget_ms: 60_000,
+    }
+}
+
+/// Processes are started the long way, or with CALLBOARD_TEST_ZYGOTE come out of a stock.
+fn python_pool(directory: &Path, run_dir: &Path) -> PythonPool {
+    let config = python_config(directory);
+    if std::env::var_os("CALLBOARD_TEST_ZYGOTE").is_none() {
+        return PythonPool::bare(config, run_dir);
+    }
+    let zygote = Zygote::start(config.clone(), "numpy", run_dir).unwrap();
+    let bounds = PoolBounds { processes_min: 1, processes_max: 2, memory_reserve_mib: 0 };
+    PythonPool::start(config, run_dir, zygote, bounds)
 }
 
 struct Member {
@@ -157,11 +178,7 @@ impl Cluster {
             replicator,
             chunks,
             exchange,
-            python: PythonConfig {
-                program: python(),
-                package_dir: unpack_package(&directory.join("python")).unwrap(),
-                capture_budget_ms: 60_000,
-            },
+            python: python_pool(&directory, &run_dir),
             upkeep: self.upkeep,
             run_dir,
             nodes: self.nodes.subscribe(),

@@ -46,6 +46,12 @@ pub struct ClusterConfig {
     pub gone_after_ms: u64,
     /// How long the capture of a kernel's state may take.
     pub capture_budget_s: u64,
+    /// Libraries that kernels find imported already, separated by spaces.
+    pub zygote_preload: String,
+    /// Started Python processes that each node keeps at hand at least.
+    pub pool_min: u16,
+    /// The same, at most.
+    pub pool_max: u16,
     /// Whether standbys of kernels that do not say have a warm Python process.
     pub standby_python: Standby,
     /// Seconds without a cell after which a kernel is parked; 0 parks none.
@@ -80,6 +86,9 @@ impl Default for ClusterConfig {
             suspect_after_ms: 1500,
             gone_after_ms: 60_000,
             capture_budget_s: 60,
+            zygote_preload: "numpy pandas matplotlib".to_owned(),
+            pool_min: 4,
+            pool_max: 16,
             standby_python: Standby::Thin,
             park_after_s: 1800,
             park_with_refused: false,
@@ -205,6 +214,18 @@ impl ClusterConfig {
             segment <= LOG_SEGMENT_MAX_MB,
             format!("log_segment_mb is {segment}; use at most {LOG_SEGMENT_MAX_MB}"),
         );
+        let (least, most) = (self.pool_min, self.pool_max);
+        check(least <= most, format!("pool_max is {most}; it must not be below pool_min, {least}"));
+        let is_module = |word: &str| {
+            word.split('.').all(|part| {
+                !part.is_empty()
+                    && !part.starts_with(|first: char| first.is_ascii_digit())
+                    && part.chars().all(|it| it.is_alphanumeric() || it == '_')
+            })
+        };
+        for word in self.zygote_preload.split_whitespace().filter(|word| !is_module(word)) {
+            check(false, format!("zygote_preload: '{word}' is no name of a Python module"));
+        }
         let endpoint = &self.otlp_endpoint;
         let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         check(
@@ -272,7 +293,9 @@ fn sentence(origin: &str, problems: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use callboard_policy::{failure::FailureConfig, hibernation::HibernationConfig};
+    use callboard_policy::{
+        failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
+    };
     use callboard_replicated::RaftTiming;
 
     use super::*;
@@ -300,13 +323,24 @@ mod tests {
         assert_eq!(config.gone_after_ms, failure.gone_after_ms);
         let hibernation = HibernationConfig::default();
         assert_eq!(config.hibernate_after_s * 1000, hibernation.after_ms);
+        let pool = PoolBounds::default();
+        assert_eq!(usize::from(config.pool_min), pool.processes_min);
+        assert_eq!(usize::from(config.pool_max), pool.processes_max);
     }
 
     #[test]
     fn every_problem_is_reported_at_once() {
-        let text = "nodes = 0\nnodez = 3\nbroker_port = 'x'\ncluster_id = 'a b'\ngone_after_ms = 1";
+        let text = "pool_min = 9\npool_max = 1\nzygote_preload = '2b'\nnodes = 0\nnodez = 3\nbroker_port = 'x'\ncluster_id = 'a b'\ngone_after_ms = 1";
         let problems = build(text).unwrap_err().join("\n");
-        for part in ["nodes is 0", "'nodez'", "broker_port:", "cluster_id:", "gone_after_ms is 1"] {
+        for part in [
+            "pool_max is 1",
+            "'2b'",
+            "nodes is 0",
+            "'nodez'",
+            "broker_port:",
+            "cluster_id:",
+            "gone_after_ms is 1",
+        ] {
             assert!(problems.contains(part), "{part} is missing in\n{problems}");
         }
     }

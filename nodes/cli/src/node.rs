@@ -8,7 +8,8 @@ use std::{
 
 use callboard_agent::{ExitReason, NodeError, NodeOptions, UpkeepConfig, run_node};
 use callboard_policy::{
-    failure::FailureConfig, hibernation::HibernationConfig, repair::RepairLimits,
+    failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
+    repair::RepairLimits,
 };
 use callboard_protocol::NodeId;
 use callboard_replicated::{RaftTiming, ReplicatorOptions, WalOptions};
@@ -75,6 +76,12 @@ pub async fn run(args: NodeArgs) -> Outcome {
         hibernation: HibernationConfig {
             after_ms: config.hibernate_after_s.saturating_mul(1000),
             ..HibernationConfig::default()
+        },
+        zygote_preload: config.zygote_preload,
+        pool: PoolBounds {
+            processes_min: usize::from(config.pool_min),
+            processes_max: usize::from(config.pool_max),
+            ..PoolBounds::default()
         },
         upkeep: UpkeepConfig {
             standby: config.standby_python,

@@ -10,7 +10,7 @@ use callboard_protocol::{
 use super::{Internal, ReplicaState, tell};
 use crate::{
     aborted,
-    python::{PythonEvent, PythonProcess},
+    python::{PythonEvent, Taken},
     running_cell::{PlacedOutput, RunningCell},
     state::{self, Packer},
 };
@@ -61,10 +61,12 @@ impl ReplicaState {
         }
         self.python_life += 1;
         let life = self.python_life;
-        let context = &self.args.context;
-        let (process, mut events) = PythonProcess::launch(context.python.clone(), &context.run_dir);
+        let Taken { process, mut events, hello } = self.args.context.python.take();
         self.python = Some(process);
         let me = self.me.clone();
+        if let Some(hello) = hello {
+            tell(&me, Internal::Python(life, Box::new(PythonEvent::Ready(hello))));
+        }
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 tell(&me, Internal::Python(life, Box::new(event)));
