@@ -203,10 +203,16 @@ impl RunningNode {
     /// Waits until it can no longer go on and must be started again; says why.
     pub async fn failed(&self) -> String {
         let mut log = self.replicator.failed();
+        let mut group = self.group.metrics();
         tokio::select! {
+            biased;
             () = self.root.wait() => "its supervisors gave up".to_owned(),
             Ok(reason) = log.wait_for(Option::is_some) => {
                 reason.clone().unwrap_or_default()
+            }
+            // Without it this node follows no change any more.
+            Ok(_) = group.wait_for(|now| !now.running) => {
+                "its copy of the desired state stopped".to_owned()
             }
         }
     }

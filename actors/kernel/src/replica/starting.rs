@@ -36,7 +36,12 @@ const FIRST_VERSION: u64 = 1;
 /// How a former life of the node ended if nobody saw it.
 const UNSEEN_END: &str = "its process ended and was started again";
 /// Bits of an incarnation that count the replica's lives within one life of its node.
-const LIVES_BITS: u32 = 24;
+pub(super) const LIVES_BITS: u32 = 24;
+
+/// The life of the node in which a replica had this incarnation.
+pub(super) fn life_of_node(replica: Incarnation) -> Incarnation {
+    Incarnation(replica.0 >> LIVES_BITS)
+}
 
 /// Tasks that end with whoever holds them.
 #[derive(Debug, Default)]
