@@ -32,7 +32,7 @@ use callboard_transport::Lanes;
 use tokio::sync::watch;
 
 pub use machine::KernelMachine;
-pub use python::PythonConfig;
+pub use python::{PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
 
 /// What a replica needs of the node it lives on.
@@ -54,8 +54,8 @@ pub struct NodeContext {
     pub chunks: ChunkStore,
     /// Sends chunks to other nodes and fetches them.
     pub exchange: ChunkExchange,
-    /// How to run Python.
-    pub python: PythonConfig,
+    /// Where Python processes come from.
+    pub python: PythonPool,
     /// How kernels are kept that have nothing to do.
     pub upkeep: UpkeepConfig,
     /// Where sockets and pid files go; private to the node.

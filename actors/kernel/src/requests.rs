@@ -27,6 +27,8 @@ pub(crate) enum Asked {
     Outputs,
     /// The kernel's status.
     Show,
+    /// A verb of the kernel's history; JSON.
+    Undo,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -66,11 +68,13 @@ pub(crate) fn parse(message: &Message) -> Result<Asked, Fault> {
         "stdin" => Channel::Stdin,
         "outputs" => return Ok(Asked::Outputs),
         "show" => return Ok(Asked::Show),
+        "log" | "checkpoint" | "rewind" | "manifest" => return Ok(Asked::Undo),
         verb => {
             return Err(Fault::new(
                 FaultCode::BadRequest,
                 format!(
-                    "a kernel has no verb '{verb}': use shell, control, stdin, outputs or show"
+                    "a kernel has no verb '{verb}': use shell, control, stdin, outputs, show, \
+                     log, checkpoint, rewind or manifest"
                 ),
             ));
         }

@@ -17,20 +17,23 @@ use std::{
 
 use callboard_client::{Client, ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_kernel::{
-    NodeContext, NodeStats, PythonConfig, Replica, ReplicaArgs, ReplicaMsg, UpkeepConfig,
-    python::unpack_package,
+    NodeContext, NodeStats, PythonConfig, PythonPool, Replica, ReplicaArgs, ReplicaMsg,
+    UpkeepConfig,
+    python::{Zygote, unpack_package},
 };
 use callboard_policy::{
     failure::{NodeView, NodesView},
     hibernation::HibernationConfig,
+    prewarm::PoolBounds,
 };
 use callboard_protocol::{
-    ActorKind, ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
+    ActorKind, ClusterId, DiskId, Fault, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
     SubjectPattern,
     control::{
         KernelOptions, KernelSpec, MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standby,
         Standing,
     },
+    history::{KeepState, Rewind, RewindPlan},
     kernel::{CellOutcome, KernelPhase, Level, ReplicaRole},
 };
 use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, Replicator, ReplicatorOptions};
@@ -52,6 +55,25 @@ fn python() -> PathBuf {
 
 fn node(n: u64) -> NodeId {
     NodeId::new(format!("node-{n}")).unwrap()
+}
+
+fn python_config(directory: &Path) -> PythonConfig {
+    PythonConfig {
+        program: python(),
+        package_dir: unpack_package(&directory.join("python")).unwrap(),
+        capture_budget_ms: 60_000,
+    }
+}
+
+/// Processes are started the long way, or with CALLBOARD_TEST_ZYGOTE come out of a stock.
+fn python_pool(directory: &Path, run_dir: &Path) -> PythonPool {
+    let config = python_config(directory);
+    if std::env::var_os("CALLBOARD_TEST_ZYGOTE").is_none() {
+        return PythonPool::bare(config, run_dir);
+    }
+    let zygote = Zygote::start(config.clone(), "numpy", run_dir).unwrap();
+    let bounds = PoolBounds { processes_min: 1, processes_max: 2, memory_reserve_mib: 0 };
+    PythonPool::start(config, run_dir, zygote, bounds)
 }
 
 struct Member {
@@ -156,11 +178,7 @@ impl Cluster {
             replicator,
             chunks,
             exchange,
-            python: PythonConfig {
-                program: python(),
-                package_dir: unpack_package(&directory.join("python")).unwrap(),
-                capture_budget_ms: 60_000,
-            },
+            python: python_pool(&directory, &run_dir),
             upkeep: self.upkeep,
             run_dir,
             nodes: self.nodes.subscribe(),
@@ -492,4 +510,67 @@ async fn a_kernel_that_starts_parked_has_no_python_before_its_first_cell() {
     phase_becomes(&client, KernelPhase::Parked).await;
     assert_eq!(cluster.pythons(), 0);
     assert_eq!(value(&client, "1 + 1").await, "2");
+}
+
+async fn rewind(client: &KernelClient, to: &str) -> Result<RewindPlan, Fault> {
+    let (id, to) = (uuid::Uuid::now_v7().to_string(), to.to_owned());
+    client.rewind(&Rewind { id, to, position: None, plan_only: false }).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewind_gives_the_session_back_as_it_was_and_outlives_the_executor() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; big = np.arange(100_000); words = ['a']").await;
+    value(&client, "big[0] = 7; words.append('b'); alias = words").await;
+    let kept = KeepState { name: "both".to_owned(), drop: false };
+    client.keep_state(&kept).await.unwrap();
+    value(&client, "del big, words").await;
+    let plan = rewind(&client, "1").await.unwrap();
+    assert_eq!((plan.cell.0, plan.execution_count), (1, 2));
+    assert_eq!(plan.restored, ["big", "words"]);
+    assert_eq!(plan.removed, ["alias"]);
+    assert_eq!(value(&client, "int(big[0]), words, 'alias' in dir()").await, "(0, ['a'], False)");
+    assert_eq!(client.show().await.unwrap().last_loss, None, "nothing was lost");
+    let at_work = executor(&client).await;
+    cluster.kill_node(at_work).await;
+    let plan = rewind(&client, "both").await.unwrap();
+    assert_eq!(plan.redone.iter().map(|it| it.cell.0).collect::<Vec<_>>(), [2]);
+    assert_eq!(value(&client, "int(big[0]), words, alias is words").await, "(7, ['a', 'b'], True)");
+    let history = client.history().await.unwrap();
+    assert_eq!(history.steps.len(), 7);
+    assert_eq!(
+        history.steps[0].cell.first_line,
+        "import numpy as np; big = np.arange(100_000); words = ['a']"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewind_that_cannot_be_done_gets_a_sentence_and_changes_nothing() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "x = 1").await;
+    let fault = rewind(&client, "9").await.unwrap_err();
+    assert!(fault.message.contains("no cell 9 yet"), "{fault}");
+    let fault = rewind(&client, "nosuch").await.unwrap_err();
+    assert!(fault.message.contains("no checkpoint 'nosuch'"), "{fault}");
+    let position = client.history().await.unwrap().position;
+    let stale =
+        Rewind { id: "s".into(), to: "0".into(), position: Some(position + 1), plan_only: false };
+    let fault = client.rewind(&stale).await.unwrap_err();
+    assert!(fault.message.contains("has moved on"), "{fault}");
+    let timeout = Some(DEADLINE);
+    let options = ExecuteOptions { timeout, ..ExecuteOptions::default() };
+    let mut cell = client.execute("import time; time.sleep(600)", options);
+    while !matches!(cell.next().await, Some(Ok(ExecuteEvent::Accepted(_)))) {}
+    let fault = rewind(&client, "0").await.unwrap_err();
+    assert!(fault.message.contains("cell 2 is running or waiting"), "{fault}");
+    loop {
+        client.interrupt().await.unwrap();
+        match tokio::time::timeout(Duration::from_secs(1), cell.next()).await {
+            Ok(Some(Ok(ExecuteEvent::Ended(_)))) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(value(&client, "x").await, "1");
 }

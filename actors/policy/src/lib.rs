@@ -6,6 +6,7 @@ mod chance;
 pub mod failure;
 pub mod hibernation;
 pub mod placement;
+pub mod prewarm;
 pub mod repair;
 pub mod restart;
 pub mod terms;

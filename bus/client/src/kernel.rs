@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use callboard_protocol::{
     ActorKind, Answer, Fault, FaultCode, KernelId, Subject, SubjectPattern,
+    history::{GetManifest, KeepState, KernelHistory, Manifest, Rewind, RewindPlan},
     kernel::{Accepted, GetOutputs, KernelStatus, OutputCursor, Outputs},
 };
 use callboard_transport::{
@@ -26,6 +27,9 @@ use crate::{
 
 /// How long a query of a kernel waits for its answer.
 const QUERY_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often a rewind is sent before its fate is left to the user: longer than an election takes.
+const REWIND_TRIES_MAX: u32 = 3;
 
 /// Verbs of one kernel. Clones share a session.
 #[derive(Debug, Clone)]
@@ -84,6 +88,46 @@ impl KernelClient {
     /// As [`Self::outputs`].
     pub async fn show(&self) -> Result<KernelStatus, Fault> {
         self.query("show", &()).await
+    }
+
+    /// What the kernel can go back to.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`].
+    pub async fn history(&self) -> Result<KernelHistory, Fault> {
+        self.query("log", &()).await
+    }
+
+    /// Keeps the present state under a name, or forgets one.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`]; the kernel's refusal.
+    pub async fn keep_state(&self, wish: &KeepState) -> Result<KernelHistory, Fault> {
+        self.query("checkpoint", wish).await
+    }
+
+    /// Makes an earlier state the present one, or says what that would do. A wish whose answer was
+    /// lost is sent again under its id; it is carried out once.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`]; the kernel's refusal.
+    pub async fn rewind(&self, wish: &Rewind) -> Result<RewindPlan, Fault> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.query("rewind", wish).await {
+                Err(fault) if tries < REWIND_TRIES_MAX && is_passing(&fault) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// A page of a state's manifest.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`]; [`FaultCode::NotFound`] if the state is no longer kept.
+    pub async fn manifest(&self, asked: &GetManifest) -> Result<Manifest, Fault> {
+        self.query("manifest", asked).await
     }
 
     /// Follows the kernel's events: outputs and ends of cells.
@@ -154,6 +198,11 @@ impl KernelClient {
         let (subject, envelope) = (self.subject(verb), self.client.envelope());
         ask(self.client.bus().as_ref(), &subject, &envelope, request, QUERY_DEADLINE).await
     }
+}
+
+/// Whether the same request may succeed a moment later.
+fn is_passing(fault: &Fault) -> bool {
+    matches!(fault.code, FaultCode::Unavailable | FaultCode::TimedOut)
 }
 
 fn unreadable(error: &serde_json::Error) -> Fault {

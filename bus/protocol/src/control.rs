@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId};
+use crate::{
+    ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId},
+    node::PythonStock,
+};
 
 /// Creates a kernel. Idempotent for the same id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +201,9 @@ pub struct NodeStatus {
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub asleep: u32,
+    /// Its stock of Python processes.
+    #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
+    pub python_stock: PythonStock,
 }
 
 fn is_zero(number: &u32) -> bool {

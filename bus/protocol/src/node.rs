@@ -35,6 +35,9 @@ pub struct Beat {
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "Asleep::is_none")]
     pub asleep: Asleep,
+    /// Its stock of Python processes.
+    #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
+    pub python_stock: PythonStock,
 }
 
 /// A node's replicas that sleep and so say nothing themselves.
@@ -48,6 +51,28 @@ pub struct Asleep {
 
 impl Asleep {
     fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Python processes that a node has started ahead of demand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PythonStock {
+    /// Ready to be taken.
+    pub ready: u32,
+    /// How many there should be.
+    pub target: u32,
+    /// The process that new ones are forked from, if there is one.
+    pub zygote_pid: Option<u32>,
+    /// Libraries it has imported.
+    pub preloaded: u32,
+}
+
+impl PythonStock {
+    /// Whether there is neither stock nor zygote.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -11,8 +11,9 @@ use callboard_protocol::{
     Answer, Certainty, DiskId, Envelope, Epoch, Fault, FaultCode, Incarnation, KernelId, MessageId,
     NodeId, OwnerId, ReplicaId, Seq, Term,
     control::*,
+    history::*,
     kernel::*,
-    node::{Asleep, Beat, Kill, NodeExited},
+    node::{Asleep, Beat, Kill, NodeExited, PythonStock},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -221,10 +222,60 @@ fn control_messages_keep_their_first_version() {
         running_cells: 1,
         python_problem: None,
         asleep: 0,
+        python_stock: PythonStock::default(),
     };
     holds("node_status_asleep", &NodeStatus { asleep: 3, ..status.clone() });
     let (outage, epoch) = (Some("2 of 3 nodes are silent".to_owned()), Epoch(7));
     holds("node_list", &NodeList { nodes: vec![status], outage, epoch, leader: node(1) });
+}
+
+#[test]
+fn history_messages_keep_their_first_version() {
+    let shown = |cell, outcome| StepShown {
+        position: cell,
+        cell: CellShown { cell: Seq(cell), number: Some(cell), first_line: "x = 1".to_owned() },
+        outcome,
+        is_undone: cell == 2,
+        changed_bytes: 5,
+        state_bytes: 9,
+        checkpoints: vec!["clean".to_owned()],
+    };
+    let steps = vec![
+        shown(1, StepOutcome::Completed),
+        shown(2, StepOutcome::Interrupted),
+        shown(3, StepOutcome::Rewound { checkpoint: Some("clean".to_owned()) }),
+    ];
+    let named = NamedState { name: "clean".to_owned(), cell: Seq(1), state_bytes: 9 };
+    let cell = steps[0].cell.clone();
+    let checkpoints = vec![named];
+    holds("history", &KernelHistory { position: 3, steps, checkpoints, reaches_start: true });
+    holds("keep_state", &KeepState { name: "clean".to_owned(), drop: true });
+    let (id, to) = ("wish".to_owned(), "In[1]".to_owned());
+    holds("rewind", &Rewind { id, to, position: Some(3), plan_only: true });
+    let plan = RewindPlan {
+        position: 3,
+        cell: Seq(1),
+        checkpoint: None,
+        execution_count: 2,
+        changed: vec!["x".to_owned()],
+        removed: vec!["y".to_owned()],
+        restored: vec!["z".to_owned()],
+        undone: vec![cell.clone()],
+        redone: vec![cell],
+    };
+    holds("rewind_plan", &plan);
+    holds("get_manifest", &GetManifest { at: Some("@3".to_owned()), skip: 2 });
+    let refused = vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }];
+    let manifest = Manifest {
+        at: "@3".to_owned(),
+        cell: Seq(1),
+        groups: Bytes::from_static(b"\x90"),
+        count: 0,
+        more: false,
+        refused,
+        execution_count: 2,
+    };
+    holds("manifest", &manifest);
 }
 
 #[test]
@@ -249,10 +300,13 @@ fn node_messages_keep_their_first_version() {
         suspects: vec![node(2)],
         python_problem: Some("no ipykernel".to_owned()),
         asleep: Asleep::default(),
+        python_stock: PythonStock::default(),
     };
     holds("beat", &beat);
     let asleep = Asleep { count: 2, digest: 0x1234_5678_9abc_def0 };
-    holds("beat_asleep", &Beat { asleep, ..beat });
+    holds("beat_asleep", &Beat { asleep, ..beat.clone() });
+    let python_stock = PythonStock { ready: 3, target: 4, zygote_pid: Some(4712), preloaded: 2 };
+    holds("beat_with_stock", &Beat { python_stock, ..beat });
 }
 
 #[test]

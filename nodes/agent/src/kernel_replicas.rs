@@ -7,7 +7,11 @@ use std::{
 
 use async_trait::async_trait;
 use callboard_kernel::{NodeContext, Replica, ReplicaArgs, ReplicaMsg};
-use callboard_protocol::{ReplicaId, control::KernelSpec, node::Asleep};
+use callboard_protocol::{
+    ReplicaId,
+    control::KernelSpec,
+    node::{Asleep, PythonStock},
+};
 use callboard_runtime::{Address, ChildSpec, Mail, Restart};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
@@ -54,6 +58,10 @@ impl ReplicaFactory for KernelReplicas {
             },
         );
         (child.stop_within(STOP_WITHIN), Arc::new(Handle { address, cell }))
+    }
+
+    fn python_stock(&self) -> PythonStock {
+        self.context.python.status()
     }
 
     fn running_cells(&self) -> u32 {

@@ -225,6 +225,7 @@ impl NodeState {
             suspects,
             python_problem,
             asleep: args.factory.asleep(),
+            python_stock: args.factory.python_stock(),
         };
         let subject = Subject::event(&args.cluster, ActorKind::Node, &args.node, "beat");
         let envelope = Envelope { epoch, ..Envelope::default() };

@@ -7,10 +7,12 @@ use std::{
 };
 
 use callboard_kernel::{
-    NodeContext, NodeStats, PythonConfig, UpkeepConfig, python::unpack_package,
+    NodeContext, NodeStats, PythonConfig, PythonPool, UpkeepConfig,
+    python::{Zygote, unpack_package},
 };
 use callboard_policy::{
-    failure::FailureConfig, hibernation::HibernationConfig, repair::RepairLimits,
+    failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
+    repair::RepairLimits,
 };
 use callboard_protocol::NodeId;
 use callboard_replicated::{
@@ -62,6 +64,10 @@ pub struct NodeOptions {
     pub adopt_directory: bool,
     /// The Python that kernels run on.
     pub python: PathBuf,
+    /// Libraries that kernels find imported already.
+    pub zygote_preload: String,
+    /// How many started Python processes are kept at hand.
+    pub pool: PoolBounds,
     /// How kernels are kept that have nothing to do.
     pub upkeep: UpkeepConfig,
     /// When its idle kernels sleep.
@@ -174,8 +180,8 @@ async fn start(
     let exchange =
         ChunkExchange::serve(lanes.bulk.clone(), cluster, options.node.clone(), chunks.clone())
             .await?;
-    let package_dir = unpack_package(&dir.root().join("python"))
-        .map_err(|error| NodeError::Package(error.to_string()))?;
+    let package_dir = unpack_package(&dir.root().join("python"))?;
+    let python_pool = python_pool(options, package_dir, &run_dir);
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
         node: options.node.clone(),
@@ -202,11 +208,7 @@ async fn start(
             replicator: services.replicator.clone(),
             chunks,
             exchange,
-            python: PythonConfig {
-                program: options.python.clone(),
-                package_dir,
-                capture_budget_ms: options.capture_budget_ms,
-            },
+            python: python_pool,
             upkeep: options.upkeep,
             hibernation: options.hibernation,
             run_dir,
@@ -231,6 +233,22 @@ fn disk(options: &NodeOptions, root: &Path) -> Arc<dyn Disk> {
         }
     });
     Arc::new(FaultyDisk::new(real, root.join(DISK_FAULTS_FILE), kill_now))
+}
+
+/// The source of Python processes; without a zygote if there can be none.
+fn python_pool(options: &NodeOptions, package_dir: PathBuf, run_dir: &Path) -> PythonPool {
+    let config = PythonConfig {
+        program: options.python.clone(),
+        package_dir,
+        capture_budget_ms: options.capture_budget_ms,
+    };
+    match Zygote::start(config.clone(), &options.zygote_preload, run_dir) {
+        Ok(zygote) => PythonPool::start(config, run_dir, zygote, options.pool),
+        Err(error) => {
+            tracing::warn!(%error, "no zygote: kernels are started the long way");
+            PythonPool::bare(config, run_dir)
+        }
+    }
 }
 
 /// Three connections of the node's user; waits for a broker that is down.

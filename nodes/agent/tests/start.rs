@@ -22,6 +22,8 @@ fn options(data_dir: &Path) -> NodeOptions {
         credentials,
         adopt_directory: false,
         python: "python3".into(),
+        zygote_preload: String::new(),
+        pool: Default::default(),
         upkeep: callboard_agent::UpkeepConfig::default(),
         hibernation: Default::default(),
         disk_faults: false,

@@ -87,6 +87,33 @@ pub enum KernelVerb {
         /// Which.
         kernel: String,
     },
+    /// Show the cells a kernel can go back to, and the states kept by name.
+    Log {
+        /// Which.
+        kernel: String,
+    },
+    /// Keep the present state under a name, until the name is removed.
+    Checkpoint {
+        /// Of which kernel.
+        kernel: String,
+        /// The name.
+        name: String,
+        /// Remove the name.
+        #[arg(long)]
+        drop: bool,
+    },
+    /// Make an earlier state the present one. It runs nothing, and can itself be undone.
+    Rewind {
+        /// Which kernel.
+        kernel: String,
+        /// The state after this cell: its place in `kernel log`, In[N], or a checkpoint's name.
+        /// 0 is the start.
+        #[arg(value_name = "CELL|NAME")]
+        to: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// End a kernel for good: its variables and outputs are deleted.
     Stop {
         /// Which.

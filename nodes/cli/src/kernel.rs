@@ -18,6 +18,7 @@ use crate::{
     exec,
     exit::{Exit, Failure, Outcome},
     output::{say, table},
+    undo,
 };
 
 /// How long `kernel start --wait` waits: placing, forming the group and starting Python.
@@ -38,6 +39,11 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
         KernelVerb::Show { kernel } => show(context, &kernel).await,
         KernelVerb::Exec(args) => exec::run(context, args).await,
         KernelVerb::Interrupt { kernel } => interrupt(context, &kernel).await,
+        KernelVerb::Log { kernel } => undo::log(context, &kernel).await,
+        KernelVerb::Checkpoint { kernel, name, drop } => {
+            undo::checkpoint(context, &kernel, name, drop).await
+        }
+        KernelVerb::Rewind { kernel, to, yes } => undo::rewind(context, &kernel, to, yes).await,
         KernelVerb::Stop { kernel, yes } => stop(context, &kernel, yes).await,
     }
 }

@@ -31,7 +31,7 @@ pub async fn nodes(context: &Context) -> Outcome {
     context.printer.data(&list, |list| {
         let headings = [
             "node", "health", "heard", "pid", "host", "life", "replicas", "asleep", "cells",
-            "python",
+            "stock", "python",
         ];
         table(&headings, list.nodes.iter().map(row))
     })?;
@@ -57,6 +57,7 @@ fn row(node: &NodeStatus) -> Vec<String> {
         node.replicas.to_string(),
         node.asleep.to_string(),
         node.running_cells.to_string(),
+        format!("{}/{}", node.python_stock.ready, node.python_stock.target),
         node.python_problem.clone().unwrap_or_else(|| "ok".to_owned()),
     ]
 }

@@ -16,7 +16,7 @@ from . import live
 _NEVER = frozenset(
     """In Out get_ipython exit quit open display _ih _oh _dh _i _ii _iii __builtin__ __builtins__
     __name__ __doc__ __package__ __loader__ __spec__ __file__ __session__ __vsc_ipynb_file__
-    __callboard__""".split()
+    __callboard__ __warningregistry__""".split()
 )
 _INPUT_CACHE = re.compile(r"_i\d+$")
 _OUTPUT_CACHE = re.compile(r"_(\d+)$")

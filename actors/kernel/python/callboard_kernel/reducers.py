@@ -105,6 +105,7 @@ _EXACT: dict[str, Reducer] = {
     "builtins.function": _function,
     "builtins.memoryview": _memoryview,
     "numpy.random.mtrand.RandomState": _random_state,
+    "builtins.generator": _by(quirks.reduce_generator),
     "builtins.cell": _by(functions.reduce_cell),
     "functools._lru_cache_wrapper": _by(functions.reduce_lru_cache),
     "numpy.ndarray": _array,

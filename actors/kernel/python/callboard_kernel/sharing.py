@@ -82,7 +82,7 @@ class Reach:
         return self._memo[key][1]
 
     def among(self, objects: dict[int, Any]) -> dict[int, int]:
-        """Those of `objects` (by id) that count here, each with its place."""
+        """Those of `objects` (by id) that count here, each with its place. The pickler is done then."""
         found = {}
         pickler = self._pickler
         pickler.sink.answers = answers = []
@@ -99,8 +99,6 @@ class Reach:
                 if place is not None and self._counts(key, place, obj):
                     found[key] = place
         finally:
-            del pickler.persistent_id
-            pickler.is_asked = False
             pickler.sink.answers = None
         return found
 

@@ -23,6 +23,8 @@ const BUFFER_LENGTH_MAX: u64 = 8 << 30;
 pub struct Hello {
     /// Version of this socket's protocol.
     pub protocol: u32,
+    /// Its process id.
+    pub pid: i32,
     /// Version of the interpreter.
     pub python: String,
 }

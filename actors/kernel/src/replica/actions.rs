@@ -10,7 +10,7 @@ use callboard_protocol::{
 use super::{Internal, ReplicaState, tell};
 use crate::{
     aborted,
-    python::{PythonEvent, PythonProcess},
+    python::{PythonEvent, Taken},
     running_cell::{PlacedOutput, RunningCell},
     state::{self, Packer},
 };
@@ -61,10 +61,12 @@ impl ReplicaState {
         }
         self.python_life += 1;
         let life = self.python_life;
-        let context = &self.args.context;
-        let (process, mut events) = PythonProcess::launch(context.python.clone(), &context.run_dir);
+        let Taken { process, mut events, hello } = self.args.context.python.take();
         self.python = Some(process);
         let me = self.me.clone();
+        if let Some(hello) = hello {
+            tell(&me, Internal::Python(life, Box::new(PythonEvent::Ready(hello))));
+        }
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 tell(&me, Internal::Python(life, Box::new(event)));
@@ -96,7 +98,7 @@ impl ReplicaState {
         let (group, context, me) = (self.group.clone(), self.args.context.clone(), self.me.clone());
         let (owner, peers) = (self.args.spec.owner.clone(), self.peers());
         self.tasks.push(tokio::spawn(async move {
-            let named = group.read(|machine| state::chunks_named(machine.log()));
+            let named = group.read(|machine| state::chunks_of_state(machine.log()).collect());
             let read = super::chunks::read_all(&context, &owner, &peers, &named).await;
             let result = read.and_then(|bytes| {
                 group.read(|machine| {

@@ -126,7 +126,7 @@ impl Sleeper {
             Internal::Python(..)
             | Internal::Proposed(..)
             | Internal::Stored(..)
-            | Internal::BaseReadable(_)
+            | Internal::BaseReadable(..)
             | Internal::RestoreRead(..)
             | Internal::Membership
             | Internal::MembershipChanged

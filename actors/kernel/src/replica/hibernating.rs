@@ -114,7 +114,7 @@ impl ReplicaState {
         if !self.held_replies.is_empty() || !self.askers.is_empty() {
             return Some("somebody waits for an answer");
         }
-        if !self.base_readable {
+        if !self.chunks_complete {
             return Some("parts of its state are still being fetched");
         }
         if self.changing_members || !self.is_settled(metrics) {

@@ -15,6 +15,7 @@ mod membership;
 mod python_events;
 mod queries;
 mod starting;
+mod undo;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -92,8 +93,8 @@ pub enum Internal {
     Proposed(Option<String>, Result<Applied, ProposeError>),
     /// A finished cell's bytes are stored; it can go to the log.
     Stored(Term, Seq, Vec<LoggedOutput>, Box<StateDelta>),
-    /// Whether all chunks of the state can be read here.
-    BaseReadable(bool),
+    /// Whether all chunks of the state can be read here, and whether all that the log names can.
+    BaseReadable(bool, bool),
     /// The state of a term could be read and was handed to Python, or not.
     RestoreRead(Term, Result<ReadState, String>),
     /// The nodes' health changed.
@@ -156,7 +157,7 @@ pub struct ReplicaState {
     askers: HashMap<String, (Instant, Vec<ReplyTo>)>,
     traces: CellTraces,
     chunk_keeper: chunks::ChunkKeeper,
-    base_readable: bool,
+    chunks_complete: bool,
     changing_members: bool,
     hibernation: Hibernation,
     /// It sleeps after this message; whom it tells then.
@@ -225,8 +226,8 @@ impl ReplicaState {
             Internal::Stored(term, seq, outputs, delta) => {
                 self.step(Input::Finished { term, seq, outputs, delta: *delta });
             }
-            Internal::BaseReadable(readable) => {
-                self.base_readable = readable;
+            Internal::BaseReadable(readable, complete) => {
+                self.chunks_complete = complete;
                 self.step(Input::BaseReadable(readable));
             }
             Internal::RestoreRead(term, result) => self.restore_read(term, result),
@@ -289,6 +290,7 @@ impl ReplicaState {
             Ok(Asked::Interrupt(jupyter)) => self.interrupt(&message, &jupyter),
             Ok(Asked::Outputs) => self.answer_outputs(&message),
             Ok(Asked::Show) => self.answer_show(&message),
+            Ok(Asked::Undo) => self.undo_verb(&message),
             Err(fault) if self.group.is_leader() => {
                 self.refuse(&message, fault);
             }
@@ -300,7 +302,10 @@ impl ReplicaState {
         match event {
             GroupEvent::Command { output, .. } => {
                 self.active();
-                if matches!(output, Applied::Completed(_) | Applied::Emitted) {
+                if matches!(
+                    output,
+                    Applied::Completed(_) | Applied::Emitted | Applied::Rewound { .. }
+                ) {
                     self.chunk_keeper.look();
                 }
                 self.step(Input::Applied(output));

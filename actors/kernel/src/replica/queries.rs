@@ -72,10 +72,10 @@ impl ReplicaState {
         }
     }
 
-    /// Says whether this member has every chunk of the state: the leader asks before it makes a
+    /// Says whether this member has every chunk the log names: the leader asks before it makes a
     /// learner a voter.
     pub(super) fn answer_readiness(&self, message: &Message) {
-        self.answer_with(message, Ok(self.base_readable));
+        self.answer_with(message, Ok(self.chunks_complete));
     }
 
     pub(super) fn refuse(&self, message: &Message, fault: Fault) {

@@ -166,7 +166,7 @@ impl ReplicaState {
             spreading: None,
             askers: HashMap::new(),
             traces: CellTraces::default(),
-            base_readable: false,
+            chunks_complete: false,
             changing_members: false,
             sleep_due: None,
             tasks,

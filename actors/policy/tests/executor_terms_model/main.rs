@@ -39,15 +39,20 @@ const STARTS_PARKED: Upkeep = Upkeep { starts_parked: true, ..PARKING };
 fn model(rules: Rules, grain: Grain, faults: u8, upkeep: Upkeep) -> TermsModel {
     let levels =
         vec![[Durable, Durable], [Received, Received], [Received, Durable], [Durable, Received]];
-    TermsModel { rules, grain, faults, upkeep, levels }
+    TermsModel { rules, grain, faults, upkeep, rewinds: 0, levels }
 }
 
 /// Visits every reachable state. Prints how many those are.
 fn check(grain: Grain, faults: u8, upkeep: Upkeep) {
-    let checker =
-        model(Rules::AsBuilt, grain, faults, upkeep).checker().threads(2).spawn_dfs().join();
+    check_rewinding(grain, faults, upkeep, 0);
+}
+
+/// The same with so many rewinds.
+fn check_rewinding(grain: Grain, faults: u8, upkeep: Upkeep, rewinds: u8) {
+    let model = TermsModel { rewinds, ..model(Rules::AsBuilt, grain, faults, upkeep) };
+    let checker = model.checker().threads(2).spawn_dfs().join();
     println!(
-        "{grain:?}, {faults} faults, {upkeep:?}: {} states, {} moves, depth {}",
+        "{grain:?}, {faults} faults, {upkeep:?}, {rewinds} rewinds: {} states, {} moves, depth {}",
         checker.unique_state_count(),
         checker.state_count(),
         checker.max_depth()
@@ -78,6 +83,16 @@ fn a_kernel_that_is_parked_whenever_idle_keeps_every_invariant() {
 #[test]
 fn a_kernel_that_starts_parked_keeps_every_invariant() {
     check(Grain::Coarse, 1, STARTS_PARKED);
+}
+
+#[test]
+fn a_rewind_and_its_undoing_keep_every_invariant_under_a_fault() {
+    check_rewinding(Grain::Coarse, 1, THIN, 2);
+}
+
+#[test]
+fn a_fenced_executor_that_hears_late_of_a_rewind_breaks_no_invariant() {
+    check_rewinding(Grain::Fine, 1, THIN, 1);
 }
 
 #[test]

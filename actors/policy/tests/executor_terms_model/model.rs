@@ -25,6 +25,8 @@ pub(crate) enum Move {
     BaseRestored(usize),
     /// The running cell ends.
     CellFinished(usize),
+    /// A user wants the state after so many steps back.
+    Rewind(u64),
     /// Fault: a replica's node dies, with its Python process, and starts again.
     Restart(usize),
     /// Fault: the Python process dies.
@@ -39,6 +41,7 @@ pub(crate) struct TermsModel {
     pub(crate) grain: Grain,
     pub(crate) faults: u8,
     pub(crate) upkeep: Upkeep,
+    pub(crate) rewinds: u8,
     pub(crate) levels: Vec<[Level; 2]>,
 }
 
@@ -63,6 +66,12 @@ impl TermsModel {
                 .chain(replica.running().is_some().then_some(Move::CellFinished(index)))
         });
         commits.chain(local).collect::<Vec<_>>().into_iter()
+    }
+
+    /// A rewind to any earlier state, wherever one could take effect at once or soon.
+    fn wishes(world: &World) -> impl Iterator<Item = Move> {
+        let is_due = world.rewinds_left > 0 && world.head().pending().is_empty();
+        (0..world.head().position()).filter(move |_| is_due).map(Move::Rewind)
     }
 
     fn faults(world: &World) -> Vec<Move> {
@@ -96,11 +105,17 @@ impl Model for TermsModel {
     type Action = Move;
 
     fn init_states(&self) -> Vec<World> {
-        self.levels.iter().map(|levels| World::new(self, *levels)).collect()
+        let world = |levels: &[Level; 2]| {
+            let mut world = World::new(self, *levels);
+            world.rewinds_left = self.rewinds;
+            world
+        };
+        self.levels.iter().map(world).collect()
     }
 
     fn actions(&self, world: &World, moves: &mut Vec<Move>) {
         moves.extend(Self::progress(world));
+        moves.extend(Self::wishes(world));
         moves.extend(Self::faults(world));
     }
 
@@ -115,6 +130,10 @@ impl Model for TermsModel {
             }
             Move::BaseRestored(index) => world.restored(index),
             Move::CellFinished(index) => world.finish(index),
+            Move::Rewind(to) => {
+                world.rewinds_left -= 1;
+                world.ask_for_rewind(to);
+            }
             Move::Restart(index) => {
                 world.faults_left -= 1;
                 world.restart(index);
@@ -158,6 +177,16 @@ impl Model for TermsModel {
                 world.replicas.iter().filter(running).count() == 2
             }));
         }
+        if self.rewinds > 0 {
+            properties.push(Property::sometimes(RUNS_ON_REWOUND, |_, world: &World| {
+                world.facts.state == [1] && world.facts.undone == [0]
+            }));
+        }
+        if self.rewinds > 1 {
+            properties.push(Property::sometimes(REDONE, |_, world: &World| {
+                world.facts.rewinds.iter().any(|it| it.given == [0, 1])
+            }));
+        }
         properties.push(Property::always("PROGRESS", |_, world| is_served_at_rest(world)));
         properties
     }
@@ -165,6 +194,8 @@ impl Model for TermsModel {
 
 const TWO_FAILOVERS: &str = "a cell completes after two failovers";
 const PARKED_BETWEEN: &str = "cells complete in two terms, one after the other";
+const RUNS_ON_REWOUND: &str = "a cell completes on a state that was rewound";
+const REDONE: &str = "a rewind is undone by another";
 const TWO_AT_ONCE: &str = "two executors run code at the same moment";
 
 macro_rules! always {
@@ -186,6 +217,7 @@ fn safety() -> Vec<Property<TermsModel>> {
         ORDER,
         INTERRUPTED_HAS_NO_STATE,
         NO_LOST_REQUEST,
+        REWIND,
     ];
     assert_eq!(properties.len(), invariants::ALL.len(), "every invariant is checked");
     properties

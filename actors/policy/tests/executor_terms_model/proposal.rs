@@ -1,7 +1,7 @@
 //! Log entries in short: what the model keeps instead of whole [`Entry`] values.
 
 use bytes::Bytes;
-use callboard_policy::terms::{Entry, KernelLog, Part, StateDelta, StateGroup};
+use callboard_policy::terms::{Entry, KernelLog, Part, RewindTo, StateDelta, StateGroup};
 use callboard_protocol::{Incarnation, ReplicaId, Seq, Term, kernel::Level};
 
 /// The one variable of the session: the cells that changed it, in order.
@@ -22,6 +22,7 @@ pub(crate) enum Proposal {
     Complete { term: Term, seq: Seq, changed_by: Vec<usize> },
     Abandon { term: Term },
     Park { term: Term },
+    Rewind { at: u64, to: u64 },
 }
 
 impl Proposal {
@@ -44,7 +45,12 @@ impl Proposal {
             },
             Entry::Abandon { term, .. } => Self::Abandon { term: *term },
             Entry::Park { term } => Self::Park { term: *term },
-            Entry::Emit { .. } => unreachable!("the executor's machine proposes no outputs"),
+            Entry::Emit { .. }
+            | Entry::Rewind { .. }
+            | Entry::Checkpoint { .. }
+            | Entry::DropCheckpoint { .. } => {
+                unreachable!("the executor's machine proposes no {entry:?}")
+            }
         }
     }
 
@@ -73,6 +79,11 @@ impl Proposal {
             },
             Self::Abandon { term } => Entry::Abandon { term: *term, cause: "lost".to_owned() },
             Self::Park { term } => Entry::Park { term: *term },
+            Self::Rewind { at, to } => Entry::Rewind {
+                id: format!("from-{at}-to-{to}"),
+                at: *at,
+                to: RewindTo::Position(*to),
+            },
         }
     }
 
@@ -93,6 +104,7 @@ impl Proposal {
             }
             Self::Complete { term, seq, .. } => !is_open(term) || pending(seq).is_none(),
             Self::Abandon { term } | Self::Park { term } => !is_open(term),
+            Self::Rewind { at, .. } => log.position() > *at,
         }
     }
 }

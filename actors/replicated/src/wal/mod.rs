@@ -42,9 +42,17 @@ pub struct WalOptions {
     pub garbage_bytes_min: u64,
 }
 
+impl WalOptions {
+    /// Segments of this many bytes, freed once there are more than four.
+    #[must_use]
+    pub fn of_segments(segment_bytes: u64) -> Self {
+        Self { segment_bytes, garbage_bytes_min: segment_bytes.saturating_mul(4) }
+    }
+}
+
 impl Default for WalOptions {
     fn default() -> Self {
-        Self { segment_bytes: 16 << 20, garbage_bytes_min: 64 << 20 }
+        Self::of_segments(16 << 20)
     }
 }
 

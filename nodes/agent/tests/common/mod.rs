@@ -1,5 +1,6 @@
 //! Several nodes in one process, on an in-memory bus, simulated disks and a paused clock, with
 //! replicas that do no more than exist.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 mod fake;
 
@@ -244,17 +245,26 @@ impl TestCluster {
         spec
     }
 
+    /// Whether every member that should run does.
+    pub(crate) fn all_run(&self, spec: &KernelSpec) -> bool {
+        spec.replicas.iter().all(|(replica, member)| {
+            let machine = self.machines.iter().find(|(n, _)| node(**n) == member.node).unwrap().1;
+            let running = machine.running.as_ref();
+            running.is_some_and(|it| it.roster().keys().contains(&(spec.kernel, *replica)))
+        })
+    }
+
+    /// Waits until the kernel has three settled members that all run: what is read of a cluster
+    /// that just came up may be from before it noticed a loss.
+    pub(crate) async fn until_whole(&self, kernel: KernelId) -> KernelSpec {
+        self.until_spec("a whole kernel", kernel, |it| is_whole(it) && self.all_run(it)).await
+    }
+
     /// Waits until every member that should run does.
     pub(crate) async fn until_running(&self, spec: &KernelSpec) {
         let began = Instant::now();
         loop {
-            let is_running = |(replica, member): (_, &callboard_protocol::control::ReplicaSpec)| {
-                let machine =
-                    self.machines.iter().find(|(n, _)| node(**n) == member.node).unwrap().1;
-                let running = machine.running.as_ref();
-                running.is_some_and(|it| it.roster().keys().contains(&(spec.kernel, replica)))
-            };
-            if spec.replicas.iter().all(|(id, member)| is_running((*id, member))) {
+            if self.all_run(spec) {
                 return;
             }
             assert!(began.elapsed() < WITHIN, "members of {spec:?} do not run");

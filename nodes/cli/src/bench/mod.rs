@@ -2,10 +2,13 @@
 
 pub mod cells;
 pub mod chaos;
+mod failover;
 pub mod idle;
 pub mod local_cluster;
+pub mod notebooks;
 pub mod options;
 pub mod report;
+pub mod soak;
 pub mod state;
 pub mod stats;
 
@@ -58,6 +61,8 @@ fn registry() -> Vec<Box<dyn Bench>> {
         Box::new(cells::Cells),
         Box::new(chaos::Chaos),
         Box::new(idle::Idle),
+        Box::new(notebooks::Notebooks),
+        Box::new(soak::Soak),
         Box::new(state::State),
     ]
 }
