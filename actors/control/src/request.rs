@@ -56,7 +56,12 @@ mod tests {
 
     fn start(name: Option<&str>, replicas: u8) -> Result<(), Fault> {
         let name = name.map(str::to_owned);
-        check_start(&StartKernel { kernel: KernelId::generate(), name, replicas })
+        check_start(&StartKernel {
+            kernel: KernelId::generate(),
+            name,
+            replicas,
+            options: Default::default(),
+        })
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 mod aborted;
 mod cell_traces;
+mod chunk_list;
+mod held;
 mod machine;
 mod publisher;
 pub mod python;
@@ -23,15 +25,20 @@ use std::{
     },
 };
 
-use callboard_policy::failure::NodesView;
-use callboard_protocol::{ClusterId, Incarnation, NodeId, ReplicaId, control::KernelSpec};
+use callboard_policy::{failure::NodesView, hibernation::HibernationConfig, terms::Upkeep};
+use callboard_protocol::{
+    ClusterId, Incarnation, NodeId, ReplicaId,
+    control::{KernelOptions, KernelSpec, Standby},
+};
 use callboard_replicated::{ChunkExchange, ChunkPins, ChunkStore, Replicator};
 use callboard_transport::Lanes;
 use tokio::sync::watch;
 
+pub use chunk_list::IndexError;
 pub use machine::KernelMachine;
-pub use python::PythonConfig;
+pub use python::{PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
+pub use state::all_chunks;
 
 /// What a replica needs of the node it lives on.
 #[derive(Debug)]
@@ -56,14 +63,40 @@ pub struct NodeContext {
     pub disk: watch::Receiver<Option<String>>,
     /// Sends chunks to other nodes and fetches them.
     pub exchange: ChunkExchange,
-    /// How to run Python.
-    pub python: PythonConfig,
+    /// Where Python processes come from.
+    pub python: PythonPool,
+    /// How kernels are kept that have nothing to do.
+    pub upkeep: UpkeepConfig,
     /// Where sockets and pid files go; private to the node.
     pub run_dir: PathBuf,
     /// How the nodes are.
     pub nodes: watch::Receiver<NodesView>,
+    /// When its idle kernels sleep.
+    pub hibernation: HibernationConfig,
     /// What the node reports of its load.
     pub stats: Arc<NodeStats>,
+}
+
+/// How a node keeps kernels that have nothing to do, unless they say otherwise.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct UpkeepConfig {
+    /// Whether standbys have a warm Python process.
+    pub standby: Standby,
+    /// Milliseconds without a cell after which a kernel is parked; `None`: never.
+    pub park_after_ms: Option<u64>,
+    /// Whether kernels are parked that hold what only a live process can hold.
+    pub park_with_refused: bool,
+}
+
+impl UpkeepConfig {
+    fn of(&self, options: &KernelOptions) -> Upkeep {
+        Upkeep {
+            hot_standbys: options.standby.unwrap_or(self.standby) == Standby::Hot,
+            starts_parked: options.parked,
+            park_after_ms: self.park_after_ms,
+            parks_with_refused: self.park_with_refused,
+        }
+    }
 }
 
 /// What a node reports of its load.
@@ -73,6 +106,10 @@ pub struct NodeStats {
     pub running_cells: AtomicU32,
     /// Replicas started in this life of the node.
     pub replica_lives: AtomicU64,
+    /// Replicas that sleep.
+    pub asleep: AtomicU32,
+    /// Their shares of the digest, combined by exclusive or.
+    pub asleep_digest: AtomicU64,
 }
 
 /// What to run.

@@ -8,18 +8,33 @@ use callboard_protocol::kernel::Refused;
 
 /// The groups that were refused and still live in the Python process, which hands a group over only
 /// when it changes: their refusal goes with every cell until then.
+///
+/// The bytes are kept as long: the process sends only what changes, so what it takes to be stored has
+/// to be stored with the next change.
 #[derive(Debug, Default)]
 pub(crate) struct WithoutRoom {
-    groups: BTreeMap<String, Vec<Refused>>,
+    groups: BTreeMap<String, Owed>,
+}
+
+#[derive(Debug)]
+struct Owed {
+    refused: Vec<Refused>,
+    chunks: Vec<Bytes>,
 }
 
 impl WithoutRoom {
-    /// Adds to what a cell changed the refusals of earlier cells that still hold.
-    pub(crate) fn carry_on(&mut self, delta: &mut StateDelta) {
-        for id in delta.upsert.iter().map(|(id, _)| id).chain(&delta.removed) {
+    /// Adds to what a cell changed the refusals of earlier cells that still hold, and to the `chunks`
+    /// to be stored what is owed of the groups that changed.
+    pub(crate) fn carry_on(&mut self, delta: &mut StateDelta, chunks: &mut Vec<Bytes>) {
+        for (id, _) in &delta.upsert {
+            if let Some(owed) = self.groups.remove(id) {
+                chunks.extend(owed.chunks);
+            }
+        }
+        for id in &delta.removed {
             self.groups.remove(id);
         }
-        delta.refused.extend(self.groups.values().flatten().cloned());
+        delta.refused.extend(self.groups.values().flat_map(|owed| &owed.refused).cloned());
     }
 
     /// Takes the groups and outputs that need `chunks` out of what a cell changed.
@@ -32,7 +47,10 @@ impl WithoutRoom {
     ) {
         let lost: HashSet<Hash> =
             chunks.iter().map(|bytes| *blake3::hash(bytes).as_bytes()).collect();
-        let is_lost = |part: &Part| matches!(part, Part::Chunk { hash, .. } if lost.contains(hash));
+        let is_lost = |part: &Part| match part {
+            Part::Inline(_) => false,
+            Part::Chunk { hash, .. } | Part::Chunked { index: hash, .. } => lost.contains(hash),
+        };
         outputs.retain(|output| !is_lost(&output.message));
         let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut delta.upsert)
             .into_iter()
@@ -48,7 +66,7 @@ impl WithoutRoom {
             delta.refused.extend(refused.iter().cloned());
             // An older value must not come back in its place.
             delta.removed.push(id.clone());
-            self.groups.insert(id, refused);
+            self.groups.insert(id, Owed { refused, chunks: chunks.to_vec() });
         }
     }
 }
@@ -90,12 +108,13 @@ mod tests {
         assert_eq!(kept, ["g-small", "g-known"]);
         assert_eq!((names(&delta), &delta.removed), (vec!["big"], &vec!["g-big".to_owned()]));
         assert!(delta.refused[0].reason.contains("free some; then assign it again"));
-        let mut next = StateDelta::default();
-        without_room.carry_on(&mut next);
-        assert_eq!(names(&next), ["big"]);
+        let (mut next, mut owed) = (StateDelta::default(), Vec::new());
+        without_room.carry_on(&mut next, &mut owed);
+        assert_eq!((names(&next), owed.len()), (vec!["big"], 0));
         let mut changed =
             StateDelta { upsert: vec![group("big", vec![small])], ..StateDelta::default() };
-        without_room.carry_on(&mut changed);
+        without_room.carry_on(&mut changed, &mut owed);
         assert!(changed.refused.is_empty());
+        assert_eq!(owed, chunks, "the process takes them to be stored");
     }
 }

@@ -6,8 +6,10 @@ use callboard_protocol::{
     jupyter::{Channel, JupyterMessage},
     kernel::Level,
 };
-use callboard_transport::Message;
+use callboard_transport::{Message, typed};
 use serde::Deserialize;
+
+use crate::replica::{VERB_OFFER, VERB_SLEEP};
 
 /// Largest request that is put in the log. With its envelope it stays under the broker's limit.
 pub(crate) const REQUEST_LENGTH_MAX: usize = 512 << 10;
@@ -25,6 +27,12 @@ pub(crate) enum Asked {
     Outputs,
     /// The kernel's status.
     Show,
+    /// A verb of the kernel's history; JSON.
+    Undo,
+    /// Whether the kernel's group has a leader and a majority.
+    Alive,
+    /// The leader of one of the kernel's groups says which generation it is of; JSON.
+    Generation(u64),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -42,6 +50,22 @@ struct Wishes {
     horizon: Option<Seq>,
 }
 
+/// Whether a message asks only how the kernel is.
+pub(crate) fn is_show(message: &Message) -> bool {
+    message.subject.last() == "show"
+}
+
+/// Whether a message only says which generation of the kernel's group lives.
+pub(crate) fn is_generation(message: &Message) -> bool {
+    message.subject.last() == "generation"
+}
+
+/// Whether a message on a replica's subject is about falling asleep: late when it reaches one that
+/// sleeps.
+pub(crate) fn is_about_sleep(message: &Message) -> bool {
+    matches!(message.subject.last(), VERB_OFFER | VERB_SLEEP)
+}
+
 /// Reads a message on a kernel's subject.
 ///
 /// # Errors
@@ -53,11 +77,15 @@ pub(crate) fn parse(message: &Message) -> Result<Asked, Fault> {
         "stdin" => Channel::Stdin,
         "outputs" => return Ok(Asked::Outputs),
         "show" => return Ok(Asked::Show),
+        "log" | "checkpoint" | "rewind" | "manifest" => return Ok(Asked::Undo),
+        "alive" => return Ok(Asked::Alive),
+        "generation" => return typed::decode(message).map(Asked::Generation),
         verb => {
             return Err(Fault::new(
                 FaultCode::BadRequest,
                 format!(
-                    "a kernel has no verb '{verb}': use shell, control, stdin, outputs or show"
+                    "a kernel has no verb '{verb}': use shell, control, stdin, outputs, show, \
+                     log, checkpoint, rewind or manifest"
                 ),
             ));
         }

@@ -17,14 +17,24 @@ use std::{
 
 use callboard_client::{Client, ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_kernel::{
-    NodeContext, NodeStats, PythonConfig, Replica, ReplicaArgs, ReplicaMsg, python::unpack_package,
+    NodeContext, NodeStats, PythonConfig, PythonPool, Replica, ReplicaArgs, ReplicaMsg,
+    UpkeepConfig,
+    python::{Zygote, unpack_package},
 };
-use callboard_policy::failure::{NodeView, NodesView};
+use callboard_policy::{
+    failure::{NodeView, NodesView},
+    hibernation::HibernationConfig,
+    prewarm::PoolBounds,
+};
 use callboard_protocol::{
-    ActorKind, ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
+    ActorKind, ClusterId, DiskId, Fault, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
     SubjectPattern,
-    control::{KernelSpec, MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standing},
-    kernel::{CellOutcome, Level, ReplicaRole},
+    control::{
+        KernelOptions, KernelSpec, MemberChange, MemberChanged, NodeHealth, Recovery, ReplicaSpec,
+        Standby, Standing,
+    },
+    history::{KeepState, Rewind, RewindPlan},
+    kernel::{CellOutcome, KernelPhase, Level, ReplicaRole},
 };
 use callboard_replicated::{
     ChunkExchange, ChunkFaults, ChunkPins, ChunkStep, ChunkStore, ChunkStoreOptions, RealDisk,
@@ -33,6 +43,9 @@ use callboard_replicated::{
 use callboard_transport::{FaultPlan, Lanes, MemoryNet, typed};
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
+
+#[path = "replicas/hibernation.rs"]
+mod hibernation;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -47,6 +60,26 @@ fn node(n: u64) -> NodeId {
     NodeId::new(format!("node-{n}")).unwrap()
 }
 
+fn python_config(directory: &Path) -> PythonConfig {
+    PythonConfig {
+        program: python(),
+        package_dir: unpack_package(&directory.join("python")).unwrap(),
+        capture_budget_ms: 60_000,
+        state_bytes_max: 1 << 30,
+    }
+}
+
+/// Processes are started the long way, or with CALLBOARD_TEST_ZYGOTE come out of a stock.
+fn python_pool(directory: &Path, run_dir: &Path) -> PythonPool {
+    let config = python_config(directory);
+    if std::env::var_os("CALLBOARD_TEST_ZYGOTE").is_none() {
+        return PythonPool::bare(config, run_dir);
+    }
+    let zygote = Zygote::start(config.clone(), "numpy", run_dir).unwrap();
+    let bounds = PoolBounds { processes_min: 1, processes_max: 2, memory_reserve_mib: 0 };
+    PythonPool::start(config, run_dir, zygote, bounds)
+}
+
 struct Member {
     actor: ActorRef<ReplicaMsg>,
     context: Arc<NodeContext>,
@@ -59,18 +92,46 @@ struct Cluster {
     spec: KernelSpec,
     nodes: watch::Sender<NodesView>,
     members: BTreeMap<u64, Member>,
+    hibernation: HibernationConfig,
     lives: u64,
     chunk_options: ChunkStoreOptions,
     /// Why no new cells are taken on any node.
     disk: watch::Sender<Option<String>>,
+    upkeep: UpkeepConfig,
 }
 
 impl Cluster {
     async fn start() -> Self {
-        Self::start_with(ChunkStoreOptions::default()).await
+        Self::kept(UpkeepConfig::default(), KernelOptions::default()).await
     }
 
-    async fn start_with(chunk_options: ChunkStoreOptions) -> Self {
+    async fn start_with(hibernation: HibernationConfig) -> Self {
+        Self::with(UpkeepConfig::default(), KernelOptions::default(), hibernation).await
+    }
+
+    async fn kept(upkeep: UpkeepConfig, options: KernelOptions) -> Self {
+        Self::with(upkeep, options, HibernationConfig::default()).await
+    }
+
+    async fn with(
+        upkeep: UpkeepConfig,
+        options: KernelOptions,
+        hibernation: HibernationConfig,
+    ) -> Self {
+        Self::made(upkeep, options, hibernation, ChunkStoreOptions::default()).await
+    }
+
+    async fn on_disk(chunk_options: ChunkStoreOptions) -> Self {
+        let (upkeep, options) = (UpkeepConfig::default(), KernelOptions::default());
+        Self::made(upkeep, options, HibernationConfig::default(), chunk_options).await
+    }
+
+    async fn made(
+        upkeep: UpkeepConfig,
+        options: KernelOptions,
+        hibernation: HibernationConfig,
+        chunk_options: ChunkStoreOptions,
+    ) -> Self {
         let replicas = (1..=3)
             .map(|n| {
                 let disk = DiskId::generate();
@@ -86,6 +147,9 @@ impl Cluster {
             replicas,
             replica_next: ReplicaId(4),
             version: 1,
+            generation: 0,
+            recovery: None,
+            options,
         };
         let mut cluster = Self {
             net: MemoryNet::new(1, FaultPlan::default()),
@@ -93,9 +157,11 @@ impl Cluster {
             spec,
             nodes: watch::Sender::new(NodesView::default()),
             members: BTreeMap::new(),
+            hibernation,
             lives: 0,
             chunk_options,
             disk: watch::Sender::new(None),
+            upkeep,
         };
         for n in 1..=3 {
             cluster.start_member(n).await;
@@ -140,13 +206,11 @@ impl Cluster {
             pins: ChunkPins::default(),
             disk: self.disk.subscribe(),
             exchange,
-            python: PythonConfig {
-                program: python(),
-                package_dir: unpack_package(&directory.join("python")).unwrap(),
-                capture_budget_ms: 60_000,
-            },
+            python: python_pool(&directory, &run_dir),
+            upkeep: self.upkeep,
             run_dir,
             nodes: self.nodes.subscribe(),
+            hibernation: self.hibernation,
             stats: Arc::new(NodeStats::default()),
         });
         let args = ReplicaArgs {
@@ -193,6 +257,27 @@ impl Cluster {
         self.set_health(n, NodeHealth::Suspected);
     }
 
+    /// Python processes that run now, by their pid files.
+    fn pythons(&self) -> usize {
+        let run_dirs = (1..=3).map(|n| self.directory.path().join(format!("node-{n}/run")));
+        let is_pid = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.unwrap().path().extension().is_some_and(|it| it == "pid")
+        };
+        let count =
+            |dir: PathBuf| std::fs::read_dir(dir).unwrap().map(is_pid).filter(|is| *is).count();
+        run_dirs.map(count).sum()
+    }
+
+    async fn pythons_become(&self, wanted: usize) {
+        let becoming = async {
+            while self.pythons() != wanted {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let why = || format!("{} processes, not {wanted}", self.pythons());
+        tokio::time::timeout(DEADLINE, becoming).await.unwrap_or_else(|_| panic!("{}", why()));
+    }
+
     fn client(&self) -> KernelClient {
         let bus = self.net.connect("client");
         Client::new(bus, ClusterId::new("test").unwrap()).kernel(self.spec.kernel)
@@ -209,6 +294,16 @@ async fn executor(client: &KernelClient) -> u64 {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+async fn phase_becomes(client: &KernelClient, wanted: KernelPhase) {
+    let becoming = async {
+        while client.show().await.map(|status| status.phase) != Ok(wanted) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let why = || panic!("the kernel does not become {wanted:?}");
+    tokio::time::timeout(DEADLINE, becoming).await.unwrap_or_else(|_| why());
 }
 
 /// What a cell printed or returned as text, and how it ended.
@@ -256,6 +351,29 @@ async fn a_variable_outlives_the_executors_node() {
     cluster.kill_node(first).await;
     assert_eq!(value(&client, "x").await, "1");
     assert_ne!(executor(&client).await, first);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_state_changed_piece_by_piece_outlives_the_executors_node() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let setup = "import numpy as np; x = np.arange(1_000_000); views = [x[5:], x[::2]]\n\
+                 words = [f'word {i}' for i in range(200_000)]";
+    assert_eq!(value(&client, setup).await, "");
+    value(&client, "x[500_000:500_128] = -1").await;
+    value(&client, "x[999_999] = -2; words.insert(1000, 'new')").await;
+    value(&client, "views[0][0] = -3").await;
+    let first = executor(&client).await;
+    cluster.kill_node(first).await;
+    let check = "y = np.arange(1_000_000); y[500_000:500_128] = -1; y[999_999] = -2; y[5] = -3\n\
+                 (bool((x == y).all()), views[1].base is x, len(words), words[1000], words[-1])";
+    assert_eq!(value(&client, check).await, "(True, True, 200001, 'new', 'word 199999')");
+    // What is patched after a restore has the restored version as its base.
+    value(&client, "x[7] = -4").await;
+    let second = executor(&client).await;
+    cluster.start_member(first).await;
+    cluster.kill_node(second).await;
+    assert_eq!(value(&client, "int(x[7]), int(x[500_000])").await, "(-4, -1)");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -403,7 +521,7 @@ async fn refused(client: &KernelClient) -> Vec<(String, String)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_variable_over_the_quota_is_refused_by_name_until_it_goes_and_the_rest_is_kept() {
     let options = ChunkStoreOptions { owner_quota_bytes: 2_000_000, ..Default::default() };
-    let mut cluster = Cluster::start_with(options).await;
+    let mut cluster = Cluster::on_disk(options).await;
     let client = cluster.client();
     value(&client, "import os; fits = os.urandom(500_000); big = fits; print(len(fits))").await;
     assert_eq!(refused(&client).await, []);
@@ -432,7 +550,7 @@ async fn on_full_disks_a_cell_ends_without_its_large_variables_and_they_are_kept
         if full { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     });
     let options = ChunkStoreOptions { faults, ..Default::default() };
-    let mut cluster = Cluster::start_with(options).await;
+    let mut cluster = Cluster::on_disk(options).await;
     let client = cluster.client();
     value(&client, "import os; kept = os.urandom(300_000)").await;
     is_full.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -467,4 +585,169 @@ async fn a_node_whose_disk_is_above_its_mark_turns_new_cells_away_with_a_sentenc
     assert!(error.contains("free space"), "{error}");
     cluster.disk.send_replace(None);
     assert_eq!(value(&client, "x").await, "1");
+}
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_executor_has_a_python_process_unless_standbys_are_hot() {
+    let cluster = Cluster::start().await;
+    assert_eq!(value(&cluster.client(), "1 + 1").await, "2");
+    cluster.pythons_become(1).await;
+    let hot = KernelOptions { standby: Some(Standby::Hot), parked: false };
+    let cluster = Cluster::kept(UpkeepConfig::default(), hot).await;
+    cluster.pythons_become(3).await;
+    assert_eq!(value(&cluster.client(), "1 + 1").await, "2");
+    cluster.pythons_become(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_kernel_is_parked_and_its_next_cell_finds_its_variables() {
+    let upkeep = UpkeepConfig { park_after_ms: Some(300), ..UpkeepConfig::default() };
+    let cluster = Cluster::kept(upkeep, KernelOptions::default()).await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; x = np.arange(100_000); y = [1]").await;
+    for round in 2..4 {
+        phase_becomes(&client, KernelPhase::Parked).await;
+        cluster.pythons_become(0).await;
+        assert_eq!(
+            value(&client, "y.append(0); int(x[-1]), len(y)").await,
+            format!("(99999, {round})")
+        );
+    }
+    assert_eq!(client.show().await.unwrap().last_loss, None, "parking is no loss");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kernel_that_holds_a_socket_is_not_parked() {
+    let upkeep = UpkeepConfig { park_after_ms: Some(200), ..UpkeepConfig::default() };
+    let cluster = Cluster::kept(upkeep, KernelOptions::default()).await;
+    let client = cluster.client();
+    value(&client, "import socket; s = socket.socket()").await;
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert_eq!(client.show().await.unwrap().phase, KernelPhase::Idle);
+    value(&client, "s.close(); del s").await;
+    phase_becomes(&client, KernelPhase::Parked).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kernel_that_starts_parked_has_no_python_before_its_first_cell() {
+    let options = KernelOptions { standby: Some(Standby::Hot), parked: true };
+    let cluster = Cluster::kept(UpkeepConfig::default(), options).await;
+    let client = cluster.client();
+    phase_becomes(&client, KernelPhase::Parked).await;
+    assert_eq!(cluster.pythons(), 0);
+    assert_eq!(value(&client, "1 + 1").await, "2");
+}
+
+async fn rewind(client: &KernelClient, to: &str) -> Result<RewindPlan, Fault> {
+    let (id, to) = (uuid::Uuid::now_v7().to_string(), to.to_owned());
+    client.rewind(&Rewind { id, to, position: None, plan_only: false }).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewind_gives_the_session_back_as_it_was_and_outlives_the_executor() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; big = np.arange(100_000); words = ['a']").await;
+    value(&client, "big[0] = 7; words.append('b'); alias = words").await;
+    let kept = KeepState { name: "both".to_owned(), drop: false };
+    client.keep_state(&kept).await.unwrap();
+    value(&client, "del big, words").await;
+    let plan = rewind(&client, "1").await.unwrap();
+    assert_eq!((plan.cell.0, plan.execution_count), (1, 2));
+    assert_eq!(plan.restored, ["big", "words"]);
+    assert_eq!(plan.removed, ["alias"]);
+    assert_eq!(value(&client, "int(big[0]), words, 'alias' in dir()").await, "(0, ['a'], False)");
+    assert_eq!(client.show().await.unwrap().last_loss, None, "nothing was lost");
+    let at_work = executor(&client).await;
+    cluster.kill_node(at_work).await;
+    let plan = rewind(&client, "both").await.unwrap();
+    assert_eq!(plan.redone.iter().map(|it| it.cell.0).collect::<Vec<_>>(), [2]);
+    assert_eq!(value(&client, "int(big[0]), words, alias is words").await, "(7, ['a', 'b'], True)");
+    let history = client.history().await.unwrap();
+    assert_eq!(history.steps.len(), 7);
+    assert_eq!(
+        history.steps[0].cell.first_line,
+        "import numpy as np; big = np.arange(100_000); words = ['a']"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewind_that_cannot_be_done_gets_a_sentence_and_changes_nothing() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "x = 1").await;
+    let fault = rewind(&client, "9").await.unwrap_err();
+    assert!(fault.message.contains("no cell 9 yet"), "{fault}");
+    let fault = rewind(&client, "nosuch").await.unwrap_err();
+    assert!(fault.message.contains("no checkpoint 'nosuch'"), "{fault}");
+    let position = client.history().await.unwrap().position;
+    let stale =
+        Rewind { id: "s".into(), to: "0".into(), position: Some(position + 1), plan_only: false };
+    let fault = client.rewind(&stale).await.unwrap_err();
+    assert!(fault.message.contains("has moved on"), "{fault}");
+    let timeout = Some(DEADLINE);
+    let options = ExecuteOptions { timeout, ..ExecuteOptions::default() };
+    let mut cell = client.execute("import time; time.sleep(600)", options);
+    while !matches!(cell.next().await, Some(Ok(ExecuteEvent::Accepted(_)))) {}
+    let fault = rewind(&client, "0").await.unwrap_err();
+    assert!(fault.message.contains("cell 2 is running or waiting"), "{fault}");
+    loop {
+        client.interrupt().await.unwrap();
+        match tokio::time::timeout(Duration::from_secs(1), cell.next()).await {
+            Ok(Some(Ok(ExecuteEvent::Ended(_)))) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(value(&client, "x").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kernel_goes_on_with_one_survivor_of_a_lost_majority() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; big = np.arange(100_000)").await;
+    value(&client, "x = 1").await;
+    for n in [1, 2] {
+        cluster.kill_node(n).await;
+    }
+    // The control plane gives the others up, and the survivor's node ends its old member.
+    let old = cluster.members.remove(&3).unwrap();
+    let (done, stopped) = tokio::sync::oneshot::channel();
+    old.actor.send_message(ReplicaMsg::Stop { purge: false, done: done.into() }).unwrap();
+    stopped.await.unwrap();
+    let cause = "recovered from replica 3 on node-3 after a lost majority".to_owned();
+    cluster.change_spec(|spec| {
+        let member = ReplicaSpec { node: node(3), ..spec.replicas[&ReplicaId(3)].clone() };
+        spec.replicas =
+            [(ReplicaId(4), ReplicaSpec { standing: Standing::Founder, ..member })].into();
+        spec.generation = 1;
+        spec.recovery = Some(Recovery { from: ReplicaId(3), cause: cause.clone() });
+    });
+    let id = ClusterId::new("test").unwrap();
+    let pattern =
+        SubjectPattern::Verbs { cluster: id, kind: ActorKind::Control, id: "main".to_owned() };
+    let mut reports = cluster.net.connect("control").subscribe(&pattern).await.unwrap();
+    let args =
+        ReplicaArgs { spec: cluster.spec.clone(), replica: ReplicaId(4), context: old.context };
+    let (actor, _task) = Actor::spawn(None, Replica, args).await.unwrap();
+    let report: MemberChanged = typed::decode(&reports.next().await.unwrap()).unwrap();
+    assert_eq!((report.replica, report.change), (ReplicaId(4), MemberChange::Recovered));
+    assert_eq!(value(&client, "int(big[-1]), x").await, "(99999, 1)");
+    let status = client.show().await.unwrap();
+    assert_eq!(status.last_loss, Some(cause));
+    assert_eq!(client.history().await.unwrap().steps.len(), 3, "its history came along");
+
+    // A member of the former group that comes back hears that it is over.
+    cluster.spec.generation = 0;
+    cluster.spec.recovery = None;
+    cluster.spec.replicas = (1..=3)
+        .map(|n| {
+            let (disk, standing) = (DiskId::generate(), Standing::Founder);
+            (ReplicaId(n), ReplicaSpec { node: node(n), disk, standing })
+        })
+        .collect();
+    cluster.start_member(1).await;
+    let back = cluster.members.remove(&1).unwrap();
+    tokio::time::timeout(DEADLINE, back.task).await.expect("it does not end").unwrap();
+    assert_eq!(value(&client, "x").await, "1");
+    actor.stop(None);
 }

@@ -84,6 +84,21 @@ impl NodesView {
         })
     }
 
+    /// Whether nothing differs that anybody acts on: who is up, in which life, with which disk and
+    /// Python.
+    #[must_use]
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        let of_node = |(node, view): (&NodeId, &NodeView)| {
+            let beat = view.last_beat.as_ref();
+            let problem = beat.and_then(|beat| beat.python_problem.clone());
+            let how = view.how.clone();
+            (node.clone(), view.health, view.incarnation, view.disk, how, problem)
+        };
+        self.outage == other.outage
+            && self.nodes.len() == other.nodes.len()
+            && self.nodes.iter().map(of_node).eq(other.nodes.iter().map(of_node))
+    }
+
     fn with_health(&self, health: NodeHealth) -> impl Iterator<Item = &NodeId> {
         self.nodes.iter().filter(move |(_, view)| view.health == health).map(|(node, _)| node)
     }

@@ -6,6 +6,8 @@
 
 pub mod chunks;
 pub mod disk;
+mod dormant;
+pub mod faulty_disk;
 pub mod fetch;
 mod group;
 mod machine;
@@ -13,6 +15,7 @@ mod options;
 mod proposer;
 mod raft;
 mod replicator;
+mod salvage;
 pub mod sim_disk;
 pub mod wal;
 
@@ -21,6 +24,8 @@ pub use chunks::{
     ChunkStep, ChunkStore, ChunkStoreOptions, Collected, Holder, OwnerUsage, Waiting, Witness,
 };
 pub use disk::{Disk, RealDisk};
+pub use dormant::{Closed, Dormant, SleepNote};
+pub use faulty_disk::{FaultyDisk, KillProcess};
 pub use fetch::{ChunkArchive, ChunkExchange, ExchangeError, InMemory, RECEIPT_VALID};
 pub use group::{Group, GroupMetrics, MemberError, PROPOSE_DEADLINE, ReadError, Role};
 pub use machine::{Applied, Machine, Members};
@@ -28,5 +33,6 @@ pub use options::{GroupOptions, OpenError, RaftTiming, ReplicatorOptions};
 pub use proposer::ProposeError;
 pub use raft::{server::MemberStatus, state_machine::BeforeSnapshot};
 pub use replicator::Replicator;
+pub use salvage::Salvaged;
 pub use sim_disk::SimDisk;
 pub use wal::{Wal, WalError, WalFailed, WalOptions};

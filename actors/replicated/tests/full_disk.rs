@@ -98,7 +98,7 @@ fn an_append_that_finds_no_room_leaves_nothing_and_may_be_tried_again() {
     file.append(b"two").unwrap();
     file.sync().unwrap();
     assert_eq!(disk.read("log").unwrap(), b"headonetwo");
-    let mut file = disk.open_cut("log", 7).unwrap();
+    let mut file = disk.open_cut("log", 7, b"").unwrap();
     file.append(b"three").unwrap();
     assert_eq!(disk.read("log").unwrap(), b"headonethree");
 }

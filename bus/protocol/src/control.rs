@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId},
+    ids::{DiskId, Epoch, GroupId, KernelId, NodeId, OwnerId, ReplicaId, Seq},
+    node::PythonStock,
     storage::DiskBeat,
 };
 
@@ -20,6 +21,38 @@ pub struct StartKernel {
     pub name: Option<String>,
     /// How many replicas: 1, 3 or 5.
     pub replicas: u8,
+    /// How it is kept.
+    #[serde(default, skip_serializing_if = "KernelOptions::is_default")]
+    pub options: KernelOptions,
+}
+
+/// How a kernel is kept while it has nothing to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KernelOptions {
+    /// Whether its standbys have Python processes; `None`: as its nodes are configured.
+    pub standby: Option<Standby>,
+    /// Whether it gets no Python process before the first request.
+    pub parked: bool,
+}
+
+impl KernelOptions {
+    /// Whether nothing was asked for.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a replica that does not execute has ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standby {
+    /// Log and state only.
+    #[default]
+    Thin,
+    /// A warm Python process, too.
+    Hot,
 }
 
 /// Ends a kernel for good. Its id is never used again.
@@ -36,11 +69,25 @@ pub struct FindKernel {
     pub text: String,
 }
 
-/// What `list_kernels` answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What `list_kernels` takes; nothing asks for the first page.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListKernels {
+    /// The last kernel of the page before, as [`KernelList::next`] named it.
+    #[serde(default)]
+    pub after: Option<KernelId>,
+}
+
+/// What `list_kernels` answers: as many kernels as fit into one message, in order of their ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelList {
-    /// Every kernel that should exist.
+    /// Kernels that should exist.
     pub kernels: Vec<KernelSpec>,
+    /// If there are more, what to ask for next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<KernelId>,
+    /// The same for people whose client does not ask for more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// A kernel that should exist.
@@ -60,6 +107,80 @@ pub struct KernelSpec {
     pub replica_next: ReplicaId,
     /// Changes with every change of the entry.
     pub version: u64,
+    /// How it is kept.
+    #[serde(default, skip_serializing_if = "KernelOptions::is_default")]
+    pub options: KernelOptions,
+    /// How often its group was made anew from a survivor of a lost majority.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub generation: u64,
+    /// The recovery that is under way, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
+}
+
+fn is_first(generation: &u64) -> bool {
+    *generation == 0
+}
+
+impl KernelSpec {
+    /// The Raft group of its present members.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        GroupId::of_kernel(self.kernel, self.generation)
+    }
+}
+
+/// A group that is made anew from one member of the former one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// The member whose log the new group begins with. It belonged to the generation before.
+    pub from: ReplicaId,
+    /// What happened, for people.
+    pub cause: String,
+}
+
+/// What `recover_kernel` takes: the kernel's majority is lost for good, and a survivor shall be
+/// made a group of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverKernel {
+    /// Which kernel.
+    pub kernel: KernelId,
+    /// Its survivor.
+    pub from: ReplicaId,
+    /// The version of its entry that this was decided on; the present one if none is named.
+    #[serde(default)]
+    pub version: Option<u64>,
+    /// Whether only to say what would be done.
+    #[serde(default)]
+    pub plan_only: bool,
+}
+
+/// What `recover_kernel` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryPlan {
+    /// The entry, before a plan or after it was carried out.
+    pub spec: KernelSpec,
+    /// The survivor.
+    pub from: ReplicaId,
+    /// Where it is.
+    pub node: NodeId,
+    /// What it has.
+    pub holds: Holdings,
+    /// The members that are given up, and where they were.
+    pub lost: BTreeMap<ReplicaId, NodeId>,
+}
+
+/// What a member has, by its own word: the answer to `replica.<id>.holdings`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holdings {
+    /// The last cell with a place in its log, as far as it is known to be confirmed.
+    pub accepted: Seq,
+    /// The last cell whose state it has.
+    pub completed: Seq,
+    /// Entries at the end of its log that it does not know to be confirmed. They count.
+    pub unconfirmed: u64,
+    /// Parts of the present state that it lacks.
+    pub missing_chunks: u64,
 }
 
 /// One member that should exist.
@@ -106,6 +227,8 @@ pub enum MemberChange {
     Joined,
     /// A leaver is no longer in the group.
     Removed,
+    /// The group that was made anew from a survivor has all that the survivor had.
+    Recovered,
     /// Its log on this disk cannot be trusted; sent by its node, which does not start it again.
     Lost {
         /// What was found, for people.
@@ -152,6 +275,16 @@ pub struct NodeStatus {
     /// How full its disk is; unknown of nodes of the version before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_level: Option<DiskBeat>,
+    /// Its replicas that sleep.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub asleep: u32,
+    /// Its stock of Python processes.
+    #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
+    pub python_stock: PythonStock,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// How a node is, judged from its heartbeats.

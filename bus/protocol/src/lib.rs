@@ -6,6 +6,7 @@ mod base64_bytes;
 pub mod control;
 pub mod envelope;
 pub mod fault;
+pub mod history;
 pub mod ids;
 pub mod jupyter;
 pub mod kernel;

@@ -37,6 +37,9 @@ use crate::{
     storage::{Storage, StorageArgs, StorageKeeper},
 };
 
+/// How many times slower than a kernel's the system group's clock runs. Its heartbeats are most of
+/// what an idle cluster says; and while it has no leader, cells run on and clients ask again.
+const SYSTEM_CLOCK_SLOWER: u64 = 3;
 /// How long the replica supervisor may take to stop them all, Python processes included.
 const REPLICAS_STOP_WITHIN: Duration = Duration::from_secs(30);
 
@@ -215,13 +218,19 @@ impl RunningNode {
     pub async fn failed(&self) -> String {
         let mut log = self.replicator.failed();
         let mut chunks = self.storage.chunks.failed();
+        let mut group = self.group.metrics();
         tokio::select! {
+            biased;
             () = self.root.wait() => "its supervisors gave up".to_owned(),
             Ok(reason) = log.wait_for(Option::is_some) => {
                 reason.clone().unwrap_or_default()
             }
             Ok(reason) = chunks.wait_for(Option::is_some) => {
                 reason.clone().unwrap_or_default()
+            }
+            // Without it this node follows no change any more.
+            Ok(_) = group.wait_for(|now| !now.running) => {
+                "its copy of the desired state stopped".to_owned()
             }
         }
     }
@@ -314,8 +323,8 @@ fn node_actor_args(
 /// What the keeper of the disk works with. Members that a former life left on the disk are
 /// expected to say which chunks they name.
 fn storage_args(parts: &NodeParts, group: &Group<DesiredState>) -> Result<StorageArgs, NodeError> {
-    for (kernel, replica) in parts.dir.noted_members()? {
-        parts.storage.pins.expect((GroupId::from(kernel), replica));
+    for ((_, replica), group) in parts.dir.noted_members()? {
+        parts.storage.pins.expect((group, replica));
     }
     Ok(StorageArgs {
         cluster: parts.cluster.clone(),
@@ -348,9 +357,8 @@ async fn open_system_group(
     };
     let system = GroupId::system();
     let mut membership = joining.settle().await?;
-    let is_gone = membership.opened
-        && !membership.founders.is_empty()
-        && !replicator.known_groups().contains(&system);
+    // Not only a founder's: any member may have voted.
+    let is_gone = membership.opened && !replicator.known_groups().contains(&system);
     if is_gone || replicator.corrupt_groups().contains(&system) {
         membership = start_over(&joining, replicator, &membership).await?;
     }
@@ -373,6 +381,7 @@ async fn open(replicator: &Replicator, membership: &Membership) -> Result<System
         membership.founders.iter().map(|it| (it.member, it.node.clone())).collect();
     let options = GroupOptions {
         found: (!founders.is_empty()).then_some(founders),
+        timing: Some(replicator.timing().slower(SYSTEM_CLOCK_SLOWER)),
         ..GroupOptions::new(DesiredState::default())
     };
     replicator.open_group(GroupId::system(), membership.member, options).await

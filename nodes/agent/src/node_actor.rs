@@ -199,7 +199,12 @@ impl NodeState {
                 tracing::info!(%node, health = ?now.health, how = ?now.how, "a node's health changed");
             }
         }
-        self.args.view.send_replace(view);
+        // Silence grows with every look; a thousand replicas need not be woken to be told.
+        self.args.view.send_if_modified(|shown| {
+            let is_news = !shown.says_the_same_as(&view);
+            *shown = view;
+            is_news
+        });
     }
 
     async fn beat(&self) {
@@ -224,6 +229,8 @@ impl NodeState {
             suspects,
             python_problem,
             disk_level: Some(args.storage.level.borrow().beat.clone()),
+            asleep: args.factory.asleep(),
+            python_stock: args.factory.python_stock(),
         };
         let subject = Subject::event(&args.cluster, ActorKind::Node, &args.node, "beat");
         let envelope = Envelope { epoch, ..Envelope::default() };

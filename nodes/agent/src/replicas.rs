@@ -6,7 +6,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use callboard_protocol::{KernelId, NodeId, ReplicaId, control::KernelSpec};
+use callboard_protocol::{
+    KernelId, NodeId, ReplicaId,
+    control::KernelSpec,
+    node::{Asleep, PythonStock},
+};
 use callboard_runtime::ChildSpec;
 
 /// A member of a kernel's group.
@@ -25,6 +29,16 @@ pub trait ReplicaFactory: Send + Sync + 'static {
 
     /// Cells that run on this node now.
     fn running_cells(&self) -> u32;
+
+    /// Replicas that sleep on this node now.
+    fn asleep(&self) -> Asleep {
+        Asleep::default()
+    }
+
+    /// The node's stock of Python processes.
+    fn python_stock(&self) -> PythonStock {
+        PythonStock::default()
+    }
 }
 
 /// A replica actor that runs, or is being restarted.
@@ -58,6 +72,12 @@ impl SharedSpec {
     #[must_use]
     pub fn get(&self) -> KernelSpec {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its version.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).version
     }
 
     /// A newer entry.

@@ -1,12 +1,23 @@
 //! `callboard node`: from a data directory and credentials to a node at work, and back.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use callboard_kernel::{NodeContext, NodeStats, PythonConfig, python::unpack_package};
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_kernel::{
+    NodeContext, NodeStats, PythonConfig, PythonPool, UpkeepConfig,
+    python::{Zygote, unpack_package},
+};
+use callboard_policy::{
+    failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
+    repair::RepairLimits,
+};
 use callboard_protocol::NodeId;
 use callboard_replicated::{
-    ChunkArchive, ChunkExchange, ChunkStore, ChunkStoreOptions, RealDisk, ReplicatorOptions,
+    ChunkArchive, ChunkExchange, ChunkStore, ChunkStoreOptions, Disk, FaultyDisk, KillProcess, RealDisk,
+    ReplicatorOptions,
 };
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
 use nix::{
@@ -31,6 +42,8 @@ use crate::{
     sweep::sweep,
 };
 
+/// File in the data directory that tells a node run with [`NodeOptions::disk_faults`] how to fail.
+pub const DISK_FAULTS_FILE: &str = "disk-faults";
 /// Pause between two attempts to reach the broker.
 const CONNECT_EVERY: Duration = Duration::from_secs(1);
 /// Pause before a Python that lacked something is looked at again.
@@ -53,8 +66,18 @@ pub struct NodeOptions {
     pub adopt_directory: bool,
     /// The Python that kernels run on.
     pub python: PathBuf,
+    /// Libraries that kernels find imported already.
+    pub zygote_preload: String,
+    /// How many started Python processes are kept at hand.
+    pub pool: PoolBounds,
+    /// How kernels are kept that have nothing to do.
+    pub upkeep: UpkeepConfig,
+    /// When its idle kernels sleep.
+    pub hibernation: HibernationConfig,
     /// Longest time one capture of a session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
+    /// Most bytes that a kernel's state may have.
+    pub state_bytes_max: u64,
     /// How long to wait for a broker that is down when the node starts.
     pub broker_wait: Duration,
     /// When the other nodes are suspected and given up.
@@ -65,6 +88,8 @@ pub struct NodeOptions {
     pub replicator: ReplicatorOptions,
     /// How its disk is used.
     pub storage: StorageOptions,
+    /// Whether its disk fails when a file in its data directory says so. For chaos runs.
+    pub disk_faults: bool,
 }
 
 /// How a node's run ended.
@@ -179,8 +204,8 @@ async fn start(
         archive.map(|archive| archive as Arc<dyn ChunkArchive>),
     )
     .await?;
-    let package_dir = unpack_package(&dir.root().join("python"))
-        .map_err(|error| NodeError::Package(error.to_string()))?;
+    let package_dir = unpack_package(&dir.root().join("python"))?;
+    let python_pool = python_pool(options, package_dir, &run_dir);
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
         node: options.node.clone(),
@@ -189,7 +214,7 @@ async fn start(
         incarnation,
         host: host_name(),
         lanes: lanes.clone(),
-        disk: Arc::new(ReservedDisk::new(Arc::new(RealDisk::new(dir.root())), reserve)),
+        disk: Arc::new(ReservedDisk::new(disk(options, dir.root()), reserve)),
         replicator: options.replicator.clone(),
         failure: options.failure,
         repair: options.repair,
@@ -210,11 +235,9 @@ async fn start(
             pins,
             disk,
             exchange,
-            python: PythonConfig {
-                program: options.python.clone(),
-                package_dir,
-                capture_budget_ms: options.capture_budget_ms,
-            },
+            python: python_pool,
+            upkeep: options.upkeep,
+            hibernation: options.hibernation,
             run_dir,
             nodes: services.nodes.clone(),
             stats: Arc::new(NodeStats::default()),
@@ -222,6 +245,38 @@ async fn start(
         Ok(Arc::new(KernelReplicas::new(Arc::new(context))) as Arc<dyn ReplicaFactory>)
     };
     RunningNode::start(parts, make_factory).await
+}
+
+/// The disk that log and snapshots are on.
+fn disk(options: &NodeOptions, root: &Path) -> Arc<dyn Disk> {
+    let real = Arc::new(RealDisk::new(root));
+    if !options.disk_faults {
+        return real;
+    }
+    tracing::warn!("this node's disk fails when it is told to: it must hold nothing of value");
+    let kill_now: KillProcess = Arc::new(|| {
+        if let Err(error) = kill(Pid::this(), Signal::SIGKILL) {
+            tracing::error!(%error, "cannot kill this process");
+        }
+    });
+    Arc::new(FaultyDisk::new(real, root.join(DISK_FAULTS_FILE), kill_now))
+}
+
+/// The source of Python processes; without a zygote if there can be none.
+fn python_pool(options: &NodeOptions, package_dir: PathBuf, run_dir: &Path) -> PythonPool {
+    let config = PythonConfig {
+        program: options.python.clone(),
+        package_dir,
+        capture_budget_ms: options.capture_budget_ms,
+        state_bytes_max: options.state_bytes_max,
+    };
+    match Zygote::start(config.clone(), &options.zygote_preload, run_dir) {
+        Ok(zygote) => PythonPool::start(config, run_dir, zygote, options.pool),
+        Err(error) => {
+            tracing::warn!(%error, "no zygote: kernels are started the long way");
+            PythonPool::bare(config, run_dir)
+        }
+    }
 }
 
 /// Three connections of the node's user; waits for a broker that is down.

@@ -5,12 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use callboard_protocol::ClusterId;
+use callboard_protocol::{ClusterId, control::Standby};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::exit::Failure;
 
+/// Largest file of a node's log, in MiB: it is read as a whole when the node starts.
+const LOG_SEGMENT_MAX_MB: u64 = 1024;
 /// Most nodes that one machine runs: more than this many processes help nobody.
 const NODES_MAX: u16 = 64;
 
@@ -47,6 +49,22 @@ pub struct ClusterConfig {
     pub gone_after_ms: u64,
     /// How long the capture of a kernel's state may take.
     pub capture_budget_s: u64,
+    /// Most that a kernel's state may hold.
+    pub state_mib_max: u64,
+    /// Libraries that kernels find imported already, separated by spaces.
+    pub zygote_preload: String,
+    /// Started Python processes that each node keeps at hand at least.
+    pub pool_min: u16,
+    /// The same, at most.
+    pub pool_max: u16,
+    /// Whether standbys of kernels that do not say have a warm Python process.
+    pub standby_python: Standby,
+    /// Seconds without a cell after which a kernel is parked; 0 parks none.
+    pub park_after_s: u64,
+    /// Whether kernels are parked that hold what only a live process can hold.
+    pub park_with_refused: bool,
+    /// Seconds without a request after which a kernel's members sleep; 0: never.
+    pub hibernate_after_s: u64,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
     /// Most MiB of chunks per owner on one node; 0 for no limit.
@@ -61,6 +79,12 @@ pub struct ClusterConfig {
     pub scrub_mib_per_s: u64,
     /// Where a copy of the chunks is kept; empty for none.
     pub object_store_url: String,
+    /// Log entries after which a replica writes a snapshot.
+    pub snapshot_every_entries: u64,
+    /// Whether a node's disk fails when a file in its folder says so.
+    pub disk_faults: bool,
+    /// Size of a file of a node's log, in MiB.
+    pub log_segment_mb: u64,
 }
 
 impl Default for ClusterConfig {
@@ -79,6 +103,14 @@ impl Default for ClusterConfig {
             suspect_after_ms: 1500,
             gone_after_ms: 60_000,
             capture_budget_s: 60,
+            state_mib_max: 16_384,
+            zygote_preload: "numpy pandas matplotlib".to_owned(),
+            pool_min: 4,
+            pool_max: 16,
+            standby_python: Standby::Thin,
+            park_after_s: 1800,
+            park_with_refused: false,
+            hibernate_after_s: 60,
             otlp_endpoint: String::new(),
             owner_quota_mib: 0,
             chunk_grace_s: 120,
@@ -86,6 +118,9 @@ impl Default for ClusterConfig {
             disk_reserve_mib: 64,
             scrub_mib_per_s: 4,
             object_store_url: String::new(),
+            snapshot_every_entries: 2000,
+            disk_faults: false,
+            log_segment_mb: 16,
         }
     }
 }
@@ -147,6 +182,12 @@ impl ClusterConfig {
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     }
 
+    /// Whether there is such a key.
+    #[must_use]
+    pub fn knows(key: &str) -> bool {
+        keys().contains_key(key)
+    }
+
     /// Everything that is wrong with the values.
     #[must_use]
     pub fn validate(&self) -> Vec<String> {
@@ -169,6 +210,9 @@ impl ClusterConfig {
         for (key, value) in [
             ("heartbeat_interval_ms", self.heartbeat_interval_ms),
             ("capture_budget_s", self.capture_budget_s),
+            ("state_mib_max", self.state_mib_max),
+            ("snapshot_every_entries", self.snapshot_every_entries),
+            ("log_segment_mb", self.log_segment_mb),
         ] {
             check(value > 0, format!("{key} is 0; use at least 1"));
         }
@@ -189,6 +233,23 @@ impl ClusterConfig {
             ("suspect_after_ms", self.suspect_after_ms, "gone_after_ms", self.gone_after_ms),
         ] {
             check(low < high, format!("{high_key} is {high}; it must be above {low_key}, {low}"));
+        }
+        let segment = self.log_segment_mb;
+        check(
+            segment <= LOG_SEGMENT_MAX_MB,
+            format!("log_segment_mb is {segment}; use at most {LOG_SEGMENT_MAX_MB}"),
+        );
+        let (least, most) = (self.pool_min, self.pool_max);
+        check(least <= most, format!("pool_max is {most}; it must not be below pool_min, {least}"));
+        let is_module = |word: &str| {
+            word.split('.').all(|part| {
+                !part.is_empty()
+                    && !part.starts_with(|first: char| first.is_ascii_digit())
+                    && part.chars().all(|it| it.is_alphanumeric() || it == '_')
+            })
+        };
+        for word in self.zygote_preload.split_whitespace().filter(|word| !is_module(word)) {
+            check(false, format!("zygote_preload: '{word}' is no name of a Python module"));
         }
         let endpoint = &self.otlp_endpoint;
         let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
@@ -255,6 +316,9 @@ fn listed(known: &Table) -> String {
 fn from_text(text: &str, like: &Value) -> Value {
     match (like, text.parse::<i64>()) {
         (Value::Integer(_), Ok(number)) => Value::Integer(number),
+        (Value::Boolean(_), _) if matches!(text, "true" | "false") => {
+            Value::Boolean(text == "true")
+        }
         _ => Value::String(text.to_owned()),
     }
 }
@@ -271,7 +335,9 @@ fn sentence(origin: &str, problems: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use callboard_policy::failure::FailureConfig;
+    use callboard_policy::{
+        failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
+    };
     use callboard_replicated::RaftTiming;
 
     use super::*;
@@ -297,13 +363,26 @@ mod tests {
         assert_eq!(config.election_timeout_max_ms, timing.election_timeout_max_ms);
         assert_eq!(config.suspect_after_ms, failure.suspect_after_ms);
         assert_eq!(config.gone_after_ms, failure.gone_after_ms);
+        let hibernation = HibernationConfig::default();
+        assert_eq!(config.hibernate_after_s * 1000, hibernation.after_ms);
+        let pool = PoolBounds::default();
+        assert_eq!(usize::from(config.pool_min), pool.processes_min);
+        assert_eq!(usize::from(config.pool_max), pool.processes_max);
     }
 
     #[test]
     fn every_problem_is_reported_at_once() {
-        let text = "nodes = 0\nnodez = 3\nbroker_port = 'x'\ncluster_id = 'a b'\ngone_after_ms = 1";
+        let text = "pool_min = 9\npool_max = 1\nzygote_preload = '2b'\nnodes = 0\nnodez = 3\nbroker_port = 'x'\ncluster_id = 'a b'\ngone_after_ms = 1";
         let problems = build(text).unwrap_err().join("\n");
-        for part in ["nodes is 0", "'nodez'", "broker_port:", "cluster_id:", "gone_after_ms is 1"] {
+        for part in [
+            "pool_max is 1",
+            "'2b'",
+            "nodes is 0",
+            "'nodez'",
+            "broker_port:",
+            "cluster_id:",
+            "gone_after_ms is 1",
+        ] {
             assert!(problems.contains(part), "{part} is missing in\n{problems}");
         }
     }

@@ -16,6 +16,8 @@ pub mod node;
 pub mod output;
 pub mod python;
 pub mod storage;
+pub mod recover;
+pub mod undo;
 pub mod up;
 
 use std::{io, process::ExitCode};

@@ -30,7 +30,8 @@ pub async fn nodes(context: &Context) -> Outcome {
     let list = context.connect().await?.control().list_nodes().await?;
     context.printer.data(&list, |list| {
         let headings = [
-            "node", "health", "heard", "pid", "host", "life", "replicas", "cells", "disk", "python",
+            "node", "health", "heard", "pid", "host", "life", "replicas", "asleep", "cells",
+            "stock", "disk", "python",
         ];
         table(&headings, list.nodes.iter().map(row))
     })?;
@@ -54,7 +55,9 @@ fn row(node: &NodeStatus) -> Vec<String> {
         node.host.clone(),
         node.incarnation.to_string(),
         node.replicas.to_string(),
+        node.asleep.to_string(),
         node.running_cells.to_string(),
+        format!("{}/{}", node.python_stock.ready, node.python_stock.target),
         node.disk_level.as_ref().map_or_else(
             || "-".to_owned(),
             |disk| {

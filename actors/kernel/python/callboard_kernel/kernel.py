@@ -25,12 +25,17 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.utils import _async_in_context
 
 from . import PROTOCOL_VERSION, live
+from .background import Background
 from .channel import Channel
+from .delta import Delta, Group
+from .magics import Magics
 from .refusal import CaptureInterrupted
 from .restore import HeldGroup, Restore
 from .tracker import SAVING_NOTICE_S, Tracker
 
 SOCKET_VARIABLE = "CALLBOARD_STATE_SOCKET"
+# After so long without a cell, the tracker gives back what it keeps for speed.
+REST_AFTER_S = 30.0
 _REQUESTS_WITH_USER_CODE = ("execute_request", "comm_open", "comm_msg", "comm_close")
 
 
@@ -42,7 +47,9 @@ class CallboardKernel(IPythonKernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.tracker: Tracker | None = None
+        self.background: Background | None = None
         self.channel: Channel | None = None
+        self._resting: Any = None
         for request in _REQUESTS_WITH_USER_CODE:
             self.shell_handlers[request] = self._captured_after(self.shell_handlers[request])
 
@@ -57,7 +64,9 @@ class CallboardKernel(IPythonKernel):
         serve = functools.partial(self._in_cell_context, self.shell_main, None)
         self.shell_stream.on_recv(serve, copy=False)
         live.attach(self.shell.user_ns, self.shell, self)
-        self.tracker = Tracker()
+        self.tracker, self.background = Tracker(), Background()
+        self.magics = Magics(self.tracker)
+        self.magics.register(self.shell)
         path = os.environ.get(SOCKET_VARIABLE)
         if path:
             self.channel = Channel.connect(path)
@@ -91,19 +100,17 @@ class CallboardKernel(IPythonKernel):
         previous = signal.signal(signal.SIGINT, on_interrupt)
         try:
             tracker.on_slow = lambda: channel.send({"type": "saving", "msg_id": msg_id})
+            known = tracker.groups
             delta = self._safe_capture(tracker)
-            channel.send(
-                {
-                    "type": "captured",
-                    "msg_id": msg_id,
-                    "upsert": delta.upsert,
-                    "removed": delta.removed,
-                    "refused": delta.refused,
-                    "elapsed_ms": round(delta.elapsed_ms, 3),
-                    "execution_count": self.shell.execution_count,
-                },
-                delta.buffers,
-            )
+            if self.background is not None:
+                delta.refused.extend(self.background.refused())
+            try:
+                self._send_captured(msg_id, delta)
+            except ValueError as error:
+                delta = self._lost_capture(tracker, known, str(error))
+                self._send_captured(msg_id, delta)
+            tracker.sent(delta)
+            self._rest_later(tracker)
             for notice in delta.notices:
                 print(notice, file=sys.stderr)
         except OSError:
@@ -111,22 +118,41 @@ class CallboardKernel(IPythonKernel):
         finally:
             signal.signal(signal.SIGINT, previous)
 
-    @staticmethod
-    def _safe_capture(tracker: Tracker) -> Any:
-        from .tracker import Delta
+    def _rest_later(self, tracker: Tracker) -> None:
+        if self._resting is not None:
+            self.io_loop.remove_timeout(self._resting)
+        self._resting = self.io_loop.call_later(REST_AFTER_S, tracker.rest)
 
+    def _send_captured(self, msg_id: str, delta: Delta) -> None:
+        self.channel.send(
+            {
+                "type": "captured",
+                "msg_id": msg_id,
+                "upsert": delta.upsert,
+                "removed": delta.removed,
+                "refused": delta.refused,
+                "elapsed_ms": round(delta.elapsed_ms, 3),
+                "execution_count": self.shell.execution_count,
+            },
+            delta.buffers,
+        )
+
+    @staticmethod
+    def _lost_capture(tracker: Tracker, known: dict[str, Group], reason: str) -> Delta:
+        """The node gets nothing of this capture: compare with what it held before, next time."""
+        tracker.groups = known
+        delta = Delta()
+        delta.refused.append({"name": "*", "type": "session", "reason": reason})
+        delta.notices.append(f"callboard: the state after this cell was not saved: {reason}")
+        return delta
+
+    def _safe_capture(self, tracker: Tracker) -> Delta:
         known = tracker.groups
         try:
             return tracker.capture()
         except BaseException as error:  # a fault here must not take the cell's answer with it
-            reason = f"capture failed with {type(error).__name__}: {error}"
             os.write(2, traceback.format_exc().encode())
-            # The node got nothing: compare with what it held before, next time.
-            tracker.groups = known
-            delta = Delta()
-            delta.refused.append({"name": "*", "type": "session", "reason": reason})
-            delta.notices.append(f"callboard: the state after this cell was not saved: {reason}")
-            return delta
+            return self._lost_capture(tracker, known, f"capture failed with {type(error).__name__}: {error}")
 
     def _on_message(self, header: dict[str, Any], buffers: list[bytearray]) -> None:
         """Called on the reading thread; hands the message to the main one."""
@@ -160,6 +186,8 @@ class CallboardKernel(IPythonKernel):
     def _configure(self, header: dict[str, Any]) -> None:
         if "capture_budget_ms" in header:
             self.tracker.budget_s = header["capture_budget_ms"] / 1000
+        if "state_bytes_max" in header:
+            self.tracker.state_bytes_max = header["state_bytes_max"]
         if "exclude" in header:
             self.tracker.namespace.exclude = frozenset(header["exclude"])
 

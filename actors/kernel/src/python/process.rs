@@ -15,20 +15,24 @@ use nix::{
 use tokio::{
     io::BufReader,
     net::{UnixListener, unix::OwnedWriteHalf},
-    process::Child,
     sync::mpsc,
 };
 
 use super::{
     PythonEvent,
-    launch::{SocketDirectory, probe, spawn},
+    child::KernelChild,
+    launch::{SocketDirectory, probe, spawn, write_connection},
     sockets::Sockets,
-    state_socket::{self, FromPython, Hello, RestoreGroup},
+    state_socket::{self, FromPython, Hello, PROTOCOL_VERSION, RestoreGroup},
     wire::SigningKey,
+    zygote::{ForkRequest, Zygote},
 };
 
 /// A kernel that is not ready within this time is given up.
 pub(super) const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// Names the socket a kernel hands its state over.
+const STATE_SOCKET_VARIABLE: &str = "CALLBOARD_STATE_SOCKET";
 
 /// How to run Python on this node.
 #[derive(Debug, Clone)]
@@ -39,6 +43,8 @@ pub struct PythonConfig {
     pub package_dir: PathBuf,
     /// Longest time one capture of the session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
+    /// Most bytes that a session's state may have; what is over it is refused by name.
+    pub state_bytes_max: u64,
 }
 
 /// Why a Python process did not come up.
@@ -103,11 +109,21 @@ impl PythonProcess {
         config: PythonConfig,
         run_dir: &Path,
     ) -> (Self, mpsc::UnboundedReceiver<PythonEvent>) {
+        Self::launch_from(config, run_dir, None, 0)
+    }
+
+    /// The same, forked by `zygote` if that can be, and then with so much added to its niceness.
+    pub(super) fn launch_from(
+        config: PythonConfig,
+        run_dir: &Path,
+        zygote: Option<Zygote>,
+        nice: i32,
+    ) -> (Self, mpsc::UnboundedReceiver<PythonEvent>) {
         let (orders, order_queue) = mpsc::unbounded_channel();
         let (events, event_queue) = mpsc::unbounded_channel();
         let run_dir = run_dir.to_owned();
         tokio::spawn(async move {
-            let last = match Running::start(&config, &run_dir).await {
+            let last = match Running::start(&config, &run_dir, zygote, nice).await {
                 Ok((running, hello)) => {
                     let _ = events.send(PythonEvent::Ready(hello));
                     running.serve(order_queue, &events).await
@@ -141,7 +157,7 @@ impl PythonProcess {
 }
 
 struct Running {
-    child: Child,
+    child: KernelChild,
     pid: Pid,
     sockets: Sockets,
     from_kernel: mpsc::UnboundedReceiver<JupyterMessage>,
@@ -151,33 +167,43 @@ struct Running {
 }
 
 impl Running {
-    async fn start(config: &PythonConfig, run_dir: &Path) -> Result<(Self, Hello), LaunchError> {
+    async fn start(
+        config: &PythonConfig,
+        run_dir: &Path,
+        zygote: Option<Zygote>,
+        nice: i32,
+    ) -> Result<(Self, Hello), LaunchError> {
         let directory = SocketDirectory::create(run_dir)?;
         let key = SigningKey::generate();
         let socket_error = |error: std::io::Error| LaunchError::Socket(error.to_string());
         let listener = UnixListener::bind(directory.path.join("state")).map_err(socket_error)?;
-        let mut child = spawn(&config.program, "callboard_kernel", &directory, &key, |command| {
-            command
-                .env("PYTHONPATH", &config.package_dir)
-                .env("CALLBOARD_STATE_SOCKET", directory.path.join("state"))
-        })?;
-        let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw)
-        else {
+        let mut child = begin(config, &directory, &key, zygote, nice).await?;
+        let Some(pid) = child.pid() else {
             return Err(ended(&mut child, &directory).await);
         };
         let connecting = async {
             let (stream, _) = listener.accept().await.map_err(socket_error)?;
             let (reader, mut to_python) = stream.into_split();
-            state_socket::write_configure(&mut to_python, config.capture_budget_ms)
-                .await
-                .map_err(socket_error)?;
+            state_socket::write_configure(
+                &mut to_python,
+                config.capture_budget_ms,
+                config.state_bytes_max,
+            )
+            .await
+            .map_err(socket_error)?;
             let mut from_python = read_states(BufReader::new(reader));
             let (sender, mut from_kernel) = mpsc::unbounded_channel();
             let sockets = Sockets::connect(&directory.prefix(), &key, sender)
                 .await
                 .map_err(|error| LaunchError::Socket(error.to_string()))?;
             let hello = match from_python.recv().await {
-                Some(FromPython::Hello(hello)) => hello,
+                Some(FromPython::Hello(hello)) if hello.protocol == PROTOCOL_VERSION => hello,
+                Some(FromPython::Hello(hello)) => {
+                    return Err(LaunchError::Socket(format!(
+                        "its package speaks protocol {}, this node speaks {PROTOCOL_VERSION}",
+                        hello.protocol
+                    )));
+                }
                 Some(FromPython::Error { message }) => return Err(LaunchError::Socket(message)),
                 _ => return Err(LaunchError::Socket("no greeting from Python".to_owned())),
             };
@@ -273,7 +299,38 @@ impl Running {
     }
 }
 
-pub(super) async fn ended(child: &mut Child, directory: &SocketDirectory) -> LaunchError {
+/// Has the process forked, or starts it the long way.
+async fn begin(
+    config: &PythonConfig,
+    directory: &SocketDirectory,
+    key: &SigningKey,
+    zygote: Option<Zygote>,
+    nice: i32,
+) -> Result<KernelChild, LaunchError> {
+    let state_socket = directory.path.join("state");
+    if let Some(zygote) = zygote {
+        let request = ForkRequest {
+            connection: write_connection(directory, key)?,
+            log: directory.log(),
+            cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            env: [(STATE_SOCKET_VARIABLE, state_socket.clone())].into(),
+            nice,
+        };
+        if let Some(forked) = zygote.fork(request).await {
+            let child = KernelChild::Forked(forked);
+            if let Some(pid) = child.pid() {
+                directory.note_pid(pid.as_raw().unsigned_abs())?;
+            }
+            return Ok(child);
+        }
+    }
+    let child = spawn(&config.program, "callboard_kernel", directory, key, |command| {
+        command.env("PYTHONPATH", &config.package_dir).env(STATE_SOCKET_VARIABLE, &state_socket)
+    })?;
+    Ok(KernelChild::Started(child))
+}
+
+pub(super) async fn ended(child: &mut KernelChild, directory: &SocketDirectory) -> LaunchError {
     let how = child.wait().await.map_or_else(|error| error.to_string(), describe);
     LaunchError::Ended { how, log: directory.log_tail().await }
 }

@@ -1,6 +1,6 @@
 //! Carries out what the local machine wants.
 
-use callboard_policy::terms::{Action, Entry, Input, PendingCell};
+use callboard_policy::terms::{Action, Entry, Input, PendingCell, PythonPhase};
 use callboard_protocol::{
     Fault, Seq, Term,
     jupyter::JupyterMessage,
@@ -10,10 +10,11 @@ use callboard_protocol::{
 use super::{Internal, ReplicaState, Stored, tell};
 use crate::{
     aborted,
-    python::{PythonEvent, PythonProcess},
+    held::HeldState,
+    python::{PythonEvent, Taken},
     refusal::WithoutRoom,
     running_cell::{PlacedOutput, RunningCell},
-    state::{self, Packer},
+    state::{self, Named, Packer},
 };
 
 /// More bytes than this are hashed out of the runtime's way: Raft's heartbeats would wait for it.
@@ -25,7 +26,7 @@ impl ReplicaState {
             Action::Propose(entry) => self.propose(entry),
             Action::Answer { msg_id, answer } => self.answer_request(&msg_id, answer),
             Action::StartPython => self.launch_python_later(),
-            Action::KillPython => self.kill_python(),
+            Action::KillPython | Action::ReleasePython => self.kill_python(),
             Action::Restore(term) => self.restore(term),
             Action::Run { term, cell } => self.run(term, cell),
             Action::PublishEnded(end) => self.publish_ended(&end),
@@ -56,12 +57,19 @@ impl ReplicaState {
     }
 
     pub(super) fn launch_python(&mut self) {
+        // Its start may have been called off while a pause after a failure lasted.
+        if self.python.is_some() || self.executor.python() != PythonPhase::Starting {
+            return;
+        }
         self.python_life += 1;
+        self.held = HeldState::default();
         let life = self.python_life;
-        let context = &self.args.context;
-        let (process, mut events) = PythonProcess::launch(context.python.clone(), &context.run_dir);
+        let Taken { process, mut events, hello } = self.args.context.python.take();
         self.python = Some(process);
         let me = self.me.clone();
+        if let Some(hello) = hello {
+            tell(&me, Internal::Python(life, Box::new(PythonEvent::Ready(hello))));
+        }
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 tell(&me, Internal::Python(life, Box::new(event)));
@@ -94,12 +102,12 @@ impl ReplicaState {
         let (group, context, me) = (self.group.clone(), self.args.context.clone(), self.me.clone());
         let (owner, peers) = (self.args.spec.owner.clone(), self.peers());
         self.tasks.push(tokio::spawn(async move {
-            let named = group.read(|machine| state::chunks_named(machine.log()));
-            let read = super::chunks::read_all(&context, &owner, &peers, &named).await;
+            let named = group.read(|machine| Named::by_state(machine.log()));
+            let read = super::chunks::read_named(&context, &owner, &peers, &named).await;
             let result = read.and_then(|bytes| {
                 group.read(|machine| {
                     let log = machine.log();
-                    state::restore_groups(log, |hash| bytes.get(hash).cloned())
+                    state::restore_groups(log.manifest(), |hash| bytes.get(hash).cloned())
                         .map(|groups| (groups, log.execution_count()))
                         .map_err(|_| "a part of its state cannot be read here".to_owned())
                 })
@@ -109,11 +117,12 @@ impl ReplicaState {
     }
 
     pub(super) fn restore_read(&mut self, term: Term, result: Result<super::ReadState, String>) {
-        if self.executor.python() != callboard_policy::terms::PythonPhase::Restoring(term) {
+        if self.executor.python() != PythonPhase::Restoring(term) {
             return;
         }
         match (result, &self.python) {
             (Ok((groups, execution_count)), Some(python)) => {
+                self.held = HeldState::default();
                 python.restore(groups, execution_count);
             }
             (Err(why), _) => {
@@ -184,11 +193,22 @@ impl ReplicaState {
         let mut packer = self.read(Packer::new);
         let (captured, outputs) = (cell.captured, cell.outputs);
         let is_large = captured.length() > HASHED_IN_PLACE_BYTES_MAX;
-        let pack = || (packer.outputs(&outputs), packer.delta(captured));
-        let (outputs, mut delta) =
-            if is_large { tokio::task::block_in_place(pack) } else { pack() };
-        self.without_room.carry_on(&mut delta);
-        let chunks = packer.into_chunks();
+        let held = &mut self.held;
+        let pack = || (packer.outputs(&outputs), packer.delta(captured, held));
+        let (outputs, delta) = if is_large { tokio::task::block_in_place(pack) } else { pack() };
+        let mut delta = match delta {
+            Ok(delta) => delta,
+            Err(error) => {
+                // A fresh process begins with what the log has; the cell ends interrupted.
+                tracing::error!(kernel = %self.args.spec.kernel, %error, "a defect; please report it");
+                if let Some(python) = &self.python {
+                    python.kill();
+                }
+                return;
+            }
+        };
+        let mut chunks = packer.into_chunks();
+        self.without_room.carry_on(&mut delta, &mut chunks);
         if chunks.is_empty() {
             self.step(Input::Finished { term: cell.term, seq: cell.seq, outputs, delta });
             return;

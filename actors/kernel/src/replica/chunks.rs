@@ -1,7 +1,7 @@
 //! Chunks of this kernel's state: spread before they are named, kept complete afterwards.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +21,10 @@ use tokio::{
 };
 
 use super::{Internal, ReplicaMsg, tell};
-use crate::{KernelMachine, NodeContext, ReplicaArgs, state};
+use crate::{
+    KernelMachine, NodeContext, ReplicaArgs,
+    state::{self, Named},
+};
 
 /// Pause between attempts to reach enough nodes.
 const RETRY: Duration = Duration::from_millis(200);
@@ -163,6 +166,62 @@ async fn read_one(
     bytes.ok_or_else(|| format!("chunk {id} of the state is lost"))
 }
 
+/// The bytes of all chunks that are `named`, those that indexes list among them.
+///
+/// # Errors
+/// A sentence if a chunk can be had nowhere, or an index cannot be read.
+pub(super) async fn read_named(
+    context: &NodeContext,
+    owner: &OwnerId,
+    peers: &[NodeId],
+    named: &Named,
+) -> Result<BTreeMap<Hash, Bytes>, String> {
+    let mut read = read_all(context, owner, peers, &named.indexes).await?;
+    let all = named.expand(|index| state::listed_by(read.get(index)?)).map_err(|index| {
+        format!("index {} of the state cannot be understood", ChunkId::from(index))
+    })?;
+    let content = all.difference(&named.indexes).copied().collect();
+    read.append(&mut read_all(context, owner, peers, &content).await?);
+    Ok(read)
+}
+
+/// What the indexes list that were read so far: they are looked at after every cell.
+#[derive(Debug, Default)]
+struct Lists(HashMap<Hash, Vec<Hash>>);
+
+impl Lists {
+    /// Reads the indexes that are here and forgets those that nothing names any more.
+    async fn update(&mut self, context: &NodeContext, owner: &OwnerId, named: &Named) {
+        self.0.retain(|index, _| named.indexes.contains(index));
+        for index in &named.indexes {
+            if self.0.contains_key(index) {
+                continue;
+            }
+            let read = context.chunks.get(owner, ChunkId::from(*index)).await;
+            if let Some(listed) = read.ok().flatten().and_then(|bytes| state::listed_by(&bytes)) {
+                self.0.insert(*index, listed);
+            }
+        }
+    }
+
+    /// Every chunk of `named`, unless an index is not here.
+    fn all(&self, named: &Named) -> Option<BTreeSet<ChunkId>> {
+        let all = named.expand(|index| self.0.get(index).cloned()).ok()?;
+        Some(all.into_iter().map(ChunkId::from).collect())
+    }
+
+    /// The chunks of `named` that are not here. What an absent index lists is found out when the
+    /// index is here.
+    fn missing(&self, context: &NodeContext, owner: &OwnerId, named: &Named) -> Vec<ChunkId> {
+        let (known, absent): (BTreeSet<Hash>, BTreeSet<Hash>) =
+            named.indexes.iter().partition(|index| self.0.contains_key(*index));
+        let known = Named { content: named.content.clone(), indexes: known };
+        let all = known.expand(|index| self.0.get(index).cloned()).unwrap_or_default();
+        let ids: Vec<ChunkId> = all.into_iter().chain(absent).map(ChunkId::from).collect();
+        context.chunks.missing(owner, &ids)
+    }
+}
+
 /// Keeps a replica's chunks complete and says whether they are; pins what the replica names.
 #[derive(Debug)]
 pub(super) struct ChunkKeeper {
@@ -173,10 +232,13 @@ pub(super) struct ChunkKeeper {
     registration: u64,
 }
 
-/// What the log names, of the chunks that stand in it directly.
+/// The chunks that stand in the log directly.
+fn ids(named: &Named) -> BTreeSet<ChunkId> {
+    named.content.union(&named.indexes).copied().map(ChunkId::from).collect()
+}
+
 fn roots(group: &Group<KernelMachine>) -> BTreeSet<ChunkId> {
-    let named = group.read(|machine| state::chunks_named(machine.log()));
-    named.into_iter().map(ChunkId::from).collect()
+    ids(&group.read(|machine| Named::by_log(machine.log())))
 }
 
 /// Whether a member has applied all that its group has committed, but for the last moment.
@@ -214,15 +276,24 @@ impl ChunkKeeper {
         let (replica, pinned) = (args.replica, holder.clone());
         let mut damage = context.chunks.damage();
         let task = tokio::spawn(async move {
+            let mut lists = Lists::default();
             loop {
-                let named = roots(&group);
-                let ids: Vec<ChunkId> = named.iter().copied().collect();
-                context.pins.publish(&pinned, named.clone(), named);
-                let missing = context.chunks.missing(&owner, &ids);
-                tell(&me, Internal::BaseReadable(missing.is_empty()));
+                let (named, of_state) = group
+                    .read(|machine| (Named::by_log(machine.log()), Named::by_state(machine.log())));
+                lists.update(&context, &owner, &named).await;
+                // Without an index nobody knows what it lists: then nothing is pinned anew.
+                if let Some(all) = lists.all(&named) {
+                    context.pins.publish(&pinned, ids(&named), all);
+                }
+                let missing = lists.missing(&context, &owner, &named);
+                // What only an earlier state or an output needs keeps nobody from taking over.
+                let is_readable = lists.missing(&context, &owner, &of_state).is_empty();
+                tell(&me, Internal::BaseReadable(is_readable, missing.is_empty()));
                 if missing.is_empty() {
                     if group.is_leader() {
-                        context.exchange.offer(&owner, &ids);
+                        let all: Vec<ChunkId> =
+                            lists.all(&named).unwrap_or_default().into_iter().collect();
+                        context.exchange.offer(&owner, &all);
                     }
                     tokio::select! {
                         () = woken.notified() => {}
@@ -246,6 +317,12 @@ impl ChunkKeeper {
         });
         wake.notify_one();
         Self { wake, task, pins, holder, registration }
+    }
+
+    /// Keeps the pins as they are while the replica sleeps. Returns every chunk it names, or nothing
+    /// if that is not known.
+    pub(super) fn freeze(&self) -> Option<Arc<BTreeSet<ChunkId>>> {
+        self.pins.freeze(&self.holder).then(|| self.pins.published(&self.holder))
     }
 
     /// Looks again: the log moved on.

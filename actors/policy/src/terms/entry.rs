@@ -7,6 +7,8 @@ use callboard_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::history::{RewindTo, UndoRefusal};
+
 /// blake3 of a chunk's bytes, or of a request's content.
 pub type Hash = [u8; 32];
 
@@ -22,6 +24,13 @@ pub enum Part {
         /// How many.
         length: u64,
     },
+    /// The name of a chunk that lists the chunks which make up the bytes.
+    Chunked {
+        /// blake3 of that chunk, the index.
+        index: Hash,
+        /// How many bytes the chunks have together.
+        length: u64,
+    },
 }
 
 impl Part {
@@ -30,7 +39,7 @@ impl Part {
     pub fn length(&self) -> u64 {
         match self {
             Self::Inline(bytes) => bytes.len() as u64,
-            Self::Chunk { length, .. } => *length,
+            Self::Chunk { length, .. } | Self::Chunked { length, .. } => *length,
         }
     }
 }
@@ -41,6 +50,9 @@ impl std::fmt::Debug for Part {
             Self::Inline(bytes) => write!(f, "inline({} bytes)", bytes.len()),
             Self::Chunk { hash, length } => {
                 write!(f, "chunk({:02x}{:02x}…, {length} bytes)", hash[0], hash[1])
+            }
+            Self::Chunked { index, length } => {
+                write!(f, "chunks({:02x}{:02x}…, {length} bytes)", index[0], index[1])
             }
         }
     }
@@ -142,6 +154,45 @@ pub enum Entry {
         /// What happened, for people.
         cause: String,
     },
+    /// The executor has nothing to do and gives its term up in order; nobody takes over until
+    /// there is a cell. Valid only while no cell waits.
+    Park {
+        /// Its term.
+        term: Term,
+    },
+    /// An earlier state becomes the present one. Runs nothing; needs that no cell is pending.
+    Rewind {
+        /// Identity of the wish.
+        id: String,
+        /// The position it was decided on: it is void once the kernel has moved on, so that one
+        /// that is late or repeated does nothing.
+        at: u64,
+        /// Which state.
+        to: RewindTo,
+    },
+    /// The present state is kept under a name.
+    Checkpoint {
+        /// The name.
+        name: String,
+        /// The position it was decided on.
+        at: u64,
+    },
+    /// A name is forgotten.
+    DropCheckpoint {
+        /// The name.
+        name: String,
+    },
+    /// The log begins with what a member of an earlier group had; in pieces. Needs an unused log.
+    Adopt {
+        /// Bytes that came before.
+        offset: u64,
+        /// The next ones of that member's [`super::KernelLog`], in MessagePack.
+        bytes: Bytes,
+        /// How many there are.
+        total: u64,
+        /// Why, for people.
+        cause: String,
+    },
 }
 
 /// What became of an entry when it was applied. Every replica computes the same.
@@ -177,6 +228,23 @@ pub enum Applied {
         /// The interrupted cells.
         interrupted: Vec<callboard_protocol::kernel::CellEnd>,
     },
+    /// The term is closed in order: it had nothing to do.
+    Parked(Term),
     /// The entry came too late or was not valid; it changed nothing.
     Ignored,
+    /// The state is an earlier one now, and no term is open.
+    Rewound {
+        /// The term that was open and is closed in order, if one was.
+        closed: Option<Term>,
+        /// The cell whose state came back.
+        to: Seq,
+    },
+    /// The log holds so many bytes of what it is to begin with.
+    Holding(u64),
+    /// The log has begun with what it was given.
+    Begun,
+    /// The name is kept, or forgotten.
+    Kept,
+    /// What was asked for cannot be done; nothing was changed.
+    Declined(UndoRefusal),
 }

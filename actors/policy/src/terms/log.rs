@@ -12,7 +12,11 @@ use callboard_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Applied, Entry, Hash, LoggedOutput, StateDelta, StateGroup};
+use super::{
+    beginning::Beginning,
+    entry::{Applied, Entry, Hash, LoggedOutput, StateDelta, StateGroup},
+    history::{Ended, History, RewindTo, UndoRefusal, first_line},
+};
 
 /// Ended cells whose ids are remembered, so that a resent request is recognised.
 pub const DEDUPE_CELLS_MAX: usize = 10_000;
@@ -61,19 +65,25 @@ pub struct KernelLog {
     open: Option<OpenTerm>,
     last_term: Term,
     last_executor: Option<ReplicaId>,
-    last_loss: Option<String>,
+    pub(super) last_loss: Option<String>,
     accepted: Seq,
-    completed: Seq,
+    pub(super) completed: Seq,
     pending: VecDeque<PendingCell>,
     known: BTreeMap<String, Known>,
     ended_order: VecDeque<String>,
     forgotten: Seq,
-    manifest: BTreeMap<String, StateGroup>,
-    refused: Vec<Refused>,
-    execution_count: u64,
+    pub(super) manifest: BTreeMap<String, StateGroup>,
+    pub(super) refused: Vec<Refused>,
+    pub(super) execution_count: u64,
     outputs: VecDeque<LoggedOutput>,
     output_bytes: u64,
     outputs_dropped: Option<OutputCursor>,
+    #[serde(default)]
+    parked: bool,
+    #[serde(default)]
+    pub(super) history: History,
+    #[serde(default)]
+    pub(super) beginning: Beginning,
 }
 
 impl KernelLog {
@@ -92,6 +102,11 @@ impl KernelLog {
                 self.complete(term, seq, outputs, delta)
             }
             Entry::Abandon { term, cause } => self.abandon(term, cause),
+            Entry::Park { term } => self.park(term),
+            Entry::Rewind { id, at, to } => self.rewind(id, at, &to),
+            Entry::Checkpoint { name, at } => kept(self.keep(name, at)),
+            Entry::DropCheckpoint { name } => kept(self.drop_checkpoint(&name)),
+            Entry::Adopt { offset, bytes, total, cause } => self.adopt(offset, bytes, total, cause),
         }
     }
 
@@ -122,7 +137,7 @@ impl KernelLog {
         if horizon.is_some_and(|horizon| horizon < self.forgotten) {
             return Applied::Expired;
         }
-        if self.pending.len() >= QUEUE_DEPTH_MAX {
+        if self.pending.len() >= QUEUE_DEPTH_MAX || self.beginning.is_under_way() {
             return Applied::QueueFull;
         }
         self.accepted = self.accepted.next();
@@ -133,12 +148,14 @@ impl KernelLog {
     }
 
     fn takeover(&mut self, opening: OpenTerm, base: Seq) -> Applied {
-        if self.open.is_some() || opening.term != self.last_term.next() || base != self.completed {
+        let is_due = opening.term == self.last_term.next() && base == self.completed;
+        if self.open.is_some() || !is_due || self.beginning.is_under_way() {
             return Applied::Ignored;
         }
         self.open = Some(opening);
         self.last_term = opening.term;
         self.last_executor = Some(opening.replica);
+        self.parked = false;
         Applied::Opened(opening.term)
     }
 
@@ -177,6 +194,9 @@ impl KernelLog {
         }
         self.keep_outputs(outputs);
         let last_output = self.last_output_of(seq);
+        if let Some(ended) = self.head_ended() {
+            self.note_completed(ended, &delta);
+        }
         for (id, group) in delta.upsert {
             self.manifest.insert(id, group);
         }
@@ -192,7 +212,7 @@ impl KernelLog {
         }
     }
 
-    fn abandon(&mut self, term: Term, cause: String) -> Applied {
+    pub(super) fn abandon(&mut self, term: Term, cause: String) -> Applied {
         let Some(open) = self.open.filter(|open| open.term == term) else {
             return Applied::Ignored;
         };
@@ -206,6 +226,9 @@ impl KernelLog {
             }
             let last_output = self.last_output_of(seq);
             let outcome = CellOutcome::Interrupted { cause: cause.clone() };
+            if let Some(ended) = self.head_ended() {
+                self.note_interrupted(ended);
+            }
             interrupted.extend(self.end_head(term, outcome, last_output));
             if level == Level::Durable {
                 break;
@@ -213,6 +236,34 @@ impl KernelLog {
         }
         self.last_loss = Some(cause);
         Applied::Closed { term, replica: open.replica, interrupted }
+    }
+
+    fn park(&mut self, term: Term) -> Applied {
+        // A cell that waits may have been started on its acceptance.
+        if !self.is_open(term) || !self.pending.is_empty() {
+            return Applied::Ignored;
+        }
+        self.open = None;
+        self.parked = true;
+        Applied::Parked(term)
+    }
+
+    /// Makes an earlier state the present one and closes the term in order, so that the next
+    /// executor starts from that state. Places, terms and what was acknowledged only ever grow.
+    fn rewind(&mut self, id: String, at: u64, to: &RewindTo) -> Applied {
+        if let Some(first) = self.pending.front() {
+            return Applied::Declined(UndoRefusal::Busy { first: first.seq });
+        }
+        match self.go_back(id, at, to) {
+            Ok(to) => Applied::Rewound { closed: self.open.take().map(|open| open.term), to },
+            Err(refusal) => Applied::Declined(refusal),
+        }
+    }
+
+    /// What the history keeps of the first pending cell.
+    fn head_ended(&self) -> Option<Ended> {
+        let cell = self.pending.front()?;
+        Some(Ended { seq: cell.seq, first_line: first_line(&cell.request) })
     }
 
     fn end_head(
@@ -286,6 +337,12 @@ impl KernelLog {
         self.last_loss.as_deref()
     }
 
+    /// Whether the last term was closed for want of work.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        self.parked
+    }
+
     /// The last request with a place.
     #[must_use]
     pub fn accepted(&self) -> Seq {
@@ -343,6 +400,10 @@ impl KernelLog {
         let gap = self.outputs_dropped.is_some_and(|dropped| dropped > since);
         (self.outputs.iter().filter(move |output| output.place.cursor > since), gap)
     }
+}
+
+fn kept(result: Result<(), UndoRefusal>) -> Applied {
+    result.map_or_else(Applied::Declined, |()| Applied::Kept)
 }
 
 #[cfg(test)]

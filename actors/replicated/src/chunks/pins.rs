@@ -130,6 +130,22 @@ impl ChunkPins {
         pin.is_frozen
     }
 
+    /// A member sleeps since an earlier life of the node, and names exactly these chunks.
+    pub fn freeze_as(&self, holder: Holder, owner: OwnerId, named: BTreeSet<ChunkId>) {
+        let mut holders = self.lock();
+        let pin = holders.present.entry(holder).or_default();
+        pin.owner = Some(owner);
+        pin.roots = named.clone();
+        pin.all = Arc::new(named);
+        pin.is_frozen = true;
+    }
+
+    /// What a member published last.
+    #[must_use]
+    pub fn published(&self, holder: &Holder) -> Arc<BTreeSet<ChunkId>> {
+        self.lock().present.get(holder).map(|pin| pin.all.clone()).unwrap_or_default()
+    }
+
     /// A member is gone for good, with everything it named.
     pub fn forget(&self, holder: &Holder) {
         let mut holders = self.lock();
@@ -140,18 +156,22 @@ impl ChunkPins {
         }
     }
 
-    /// Whether a member of the group is on this disk.
+    /// Whether a member of a group for which `is_meant` holds is on this disk.
     #[must_use]
-    pub fn has_group(&self, group: &GroupId) -> bool {
-        self.lock().present.keys().any(|(present, _)| present == group)
+    pub fn has_group(&self, is_meant: impl Fn(&GroupId) -> bool) -> bool {
+        self.lock().present.keys().any(|(group, _)| is_meant(group))
     }
 
-    /// What the group's members on this disk named before they went for good. Given once.
+    /// What the members on this disk, of groups for which `is_meant` holds, named before they went
+    /// for good. Given once.
     #[must_use]
-    pub fn take_departed(&self, group: &GroupId) -> Vec<(OwnerId, Arc<BTreeSet<ChunkId>>)> {
+    pub fn take_departed(
+        &self,
+        is_meant: impl Fn(&GroupId) -> bool,
+    ) -> Vec<(OwnerId, Arc<BTreeSet<ChunkId>>)> {
         let mut holders = self.lock();
         let gone: Vec<Holder> =
-            holders.departed.keys().filter(|(departed, _)| departed == group).cloned().collect();
+            holders.departed.keys().filter(|(group, _)| is_meant(group)).cloned().collect();
         let taken = gone.iter().filter_map(|holder| holders.departed.remove(holder));
         taken.filter_map(|(owner, chunks)| Some((owner?, chunks))).collect()
     }

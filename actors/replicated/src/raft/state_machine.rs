@@ -10,7 +10,7 @@ use std::{
 use futures::future::BoxFuture;
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError,
-    storage::RaftStateMachine,
+    storage::{RaftLogStorage as _, RaftStateMachine},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -128,6 +128,26 @@ impl<M: Machine> Replica<M> {
         look(&self.lock().machine)
     }
 
+    /// The log it is applied from.
+    pub(crate) fn log(&self) -> &LogStore {
+        &self.log
+    }
+
+    /// The last entry that was applied.
+    pub(crate) fn last_applied(&self) -> Option<LogId> {
+        self.lock().last_applied
+    }
+
+    /// Snapshots the machine as it is and purges the whole log: for a replica whose Raft has
+    /// stopped with everything applied.
+    pub(crate) async fn condense(&self) -> Result<(), StorageError> {
+        let Some(last) = self.last_applied() else { return Ok(()) };
+        if self.covered.borrow().upto < Some(last.index) {
+            SnapshotBuilder { replica: self.clone(), captured: None }.build_snapshot().await?;
+        }
+        self.log.clone().purge(last).await
+    }
+
     /// Wakes when enough bytes were applied for a snapshot.
     pub(crate) fn snapshot_wish(&self) -> Arc<tokio::sync::Notify> {
         Arc::clone(&self.snapshot_wish)
@@ -233,6 +253,9 @@ impl<M: Machine> Replica<M> {
         };
         if let Err(error) = self.files.write(meta.clone(), bytes).await {
             self.covered.send_modify(|now| now.failed = true);
+            // openraft stops for good after this, and the disk is not to be trusted.
+            let group = &self.log.group;
+            self.log.wal.give_up(format!("the snapshot of group {group} was not written: {error}"));
             return Err(failed(error));
         }
         let index = meta.last_log_id.map(|id| id.index);

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use callboard_protocol::storage::DiskBeat;
-use callboard_replicated::{Disk, disk::DiskFile};
+use callboard_replicated::{Disk, disk::{DiskFile, DiskNote}};
 
 use super::reserve::Reserve;
 
@@ -83,9 +83,13 @@ impl Disk for ReservedDisk {
         Ok(self.wrap(file))
     }
 
-    fn open_cut(&self, path: &str, length: u64) -> io::Result<Box<dyn DiskFile>> {
-        let file = with_reserve(&self.reserve, || self.disk.open_cut(path, length))?;
+    fn open_cut(&self, path: &str, length: u64, doubtful: &[u8]) -> io::Result<Box<dyn DiskFile>> {
+        let file = with_reserve(&self.reserve, || self.disk.open_cut(path, length, doubtful))?;
         Ok(self.wrap(file))
+    }
+
+    fn open_note(&self, path: &str) -> io::Result<Box<dyn DiskNote>> {
+        with_reserve(&self.reserve, || self.disk.open_note(path))
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
@@ -143,8 +147,11 @@ mod tests {
             let (reserve, written) = (self.reserve.clone(), self.written.clone());
             Ok(Box::new(Self { reserve, written }))
         }
-        fn open_cut(&self, path: &str, _: u64) -> io::Result<Box<dyn DiskFile>> {
+        fn open_cut(&self, path: &str, _: u64, _: &[u8]) -> io::Result<Box<dyn DiskFile>> {
             self.create(path, &[])
+        }
+        fn open_note(&self, _: &str) -> io::Result<Box<dyn DiskNote>> {
+            Err(io::ErrorKind::Unsupported.into())
         }
         fn remove(&self, _: &str) -> io::Result<()> {
             Ok(())

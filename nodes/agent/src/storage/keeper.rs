@@ -261,7 +261,8 @@ impl StorageState {
 async fn purge(args: &StorageArgs, kernel: KernelId) -> Result<Purged, Fault> {
     let storage = &args.storage;
     let until = Instant::now() + PURGE_PATIENCE;
-    while storage.pins.has_group(&GroupId::from(kernel)) {
+    let is_meant = |group: &GroupId| is_of(group, kernel);
+    while storage.pins.has_group(is_meant) {
         if Instant::now() >= until {
             let why = format!(
                 "kernel {kernel} still runs here; stop it first: its chunks go within the grace \
@@ -271,7 +272,7 @@ async fn purge(args: &StorageArgs, kernel: KernelId) -> Result<Purged, Fault> {
         }
         tokio::time::sleep(PURGE_POLL).await;
     }
-    let departed = storage.pins.take_departed(&GroupId::from(kernel));
+    let departed = storage.pins.take_departed(is_meant);
     let purged = collect::purge(storage, &departed).await;
     let purged =
         purged.map_err(|error| Fault::maybe_executed(FaultCode::Internal, error.to_string()))?;
@@ -281,6 +282,13 @@ async fn purge(args: &StorageArgs, kernel: KernelId) -> Result<Purged, Fault> {
         }
     }
     Ok(purged)
+}
+
+/// Whether a group is a kernel's, also after recoveries from a lost majority.
+fn is_of(group: &GroupId, kernel: KernelId) -> bool {
+    let kernel = kernel.to_string();
+    let rest = group.as_str().strip_prefix(&kernel);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("-g"))
 }
 
 impl StorageArgs {

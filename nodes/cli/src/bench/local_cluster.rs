@@ -8,7 +8,10 @@ use std::{
 };
 
 use callboard_client::{Client, KernelClient};
-use callboard_protocol::{KernelId, control::StartKernel};
+use callboard_protocol::{
+    KernelId,
+    control::{KernelOptions, StartKernel},
+};
 use callboard_transport::Credentials;
 use nix::{
     sys::{
@@ -44,7 +47,7 @@ const LOG_TAIL_LINES: usize = 8;
 #[derive(Debug)]
 pub struct LocalCluster {
     client: Client,
-    _up: Up,
+    up: Up,
     directory: TempDir,
 }
 
@@ -54,10 +57,22 @@ impl LocalCluster {
     /// # Errors
     /// A [`Failure`] with the end of its log if it does not come up.
     pub async fn start(nodes: u16, options: &Options) -> Result<Self, Failure> {
+        Self::start_with(nodes, options, &[]).await
+    }
+
+    /// The same with settings in its environment, such as `CALLBOARD_PARK_AFTER_S`.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        nodes: u16,
+        options: &Options,
+        settings: &[(&str, &str)],
+    ) -> Result<Self, Failure> {
         let directory = folder(options)?;
         say(&format!("starting {nodes} nodes in {}", directory.path().display()));
         let log = directory.path().join("up.log");
-        let up = Up::spawn(directory.path(), &log, nodes, options);
+        let up = Up::spawn(directory.path(), &log, nodes, options, settings);
         let mut up = up.map_err(|error| {
             Failure::environment(format!("cannot start `callboard up`: {error}"))
         })?;
@@ -73,13 +88,19 @@ impl LocalCluster {
         let client = Client::connect(&credentials)
             .await
             .map_err(|error| Failure::new(Exit::Unavailable, error))?;
-        Ok(Self { client, _up: up, directory })
+        Ok(Self { client, up, directory })
     }
 
     /// A connection as its operator.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The process of `callboard up`, which started everything else.
+    #[must_use]
+    pub fn up_pid(&self) -> u32 {
+        self.up.child.id()
     }
 
     /// Its folder.
@@ -93,8 +114,20 @@ impl LocalCluster {
     /// # Errors
     /// A [`Failure`] if it is not ready in time.
     pub async fn kernel(&self, replicas: u8) -> Result<KernelClient, Failure> {
+        self.kernel_with(replicas, KernelOptions::default()).await
+    }
+
+    /// As [`Self::kernel`], kept as `options` say.
+    ///
+    /// # Errors
+    /// A [`Failure`] if it is not ready in time.
+    pub async fn kernel_with(
+        &self,
+        replicas: u8,
+        options: KernelOptions,
+    ) -> Result<KernelClient, Failure> {
         let kernel = KernelId::generate();
-        let request = StartKernel { kernel, name: None, replicas };
+        let request = StartKernel { kernel, name: None, replicas, options };
         self.client.control().start_kernel(&request).await?;
         wait_ready(&self.client, kernel).await?;
         Ok(self.client.kernel(kernel))
@@ -119,6 +152,7 @@ impl Up {
         log: &Path,
         nodes: u16,
         options: &Options,
+        settings: &[(&str, &str)],
     ) -> Result<Self, std::io::Error> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--output", "json", "up", "--port", "0", "--data"]).arg(data);
@@ -127,6 +161,7 @@ impl Up {
             command.arg("--python").arg(python);
         }
         let child = command
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(log)?)

@@ -2,9 +2,14 @@
 
 pub mod cells;
 pub mod chaos;
+mod failover;
+pub mod idle;
 pub mod local_cluster;
+pub mod notebooks;
 pub mod options;
 pub mod report;
+pub mod soak;
+pub mod start;
 pub mod state;
 pub mod stats;
 
@@ -53,7 +58,15 @@ pub trait Bench: Send + Sync {
 
 /// Every bench of this build.
 fn registry() -> Vec<Box<dyn Bench>> {
-    vec![Box::new(cells::Cells), Box::new(chaos::Chaos), Box::new(state::State)]
+    vec![
+        Box::new(cells::Cells),
+        Box::new(chaos::Chaos),
+        Box::new(notebooks::Notebooks),
+        Box::new(soak::Soak),
+        Box::new(idle::Idle),
+        Box::new(start::Start),
+        Box::new(state::State),
+    ]
 }
 
 /// Runs a verb.

@@ -1,0 +1,220 @@
+//! `callboard bench notebooks`: real notebooks, run cell by cell while their machines are lost, must
+//! end with the outputs of plain ipykernel.
+
+mod environment;
+mod figures;
+mod kills;
+mod library;
+mod outputs;
+mod plain;
+mod trial;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use callboard_protocol::control::Standby;
+use clap::Parser;
+
+use self::{figures::Found, library::Notebook, plain::Exclusion};
+use super::{
+    Bench,
+    local_cluster::LocalCluster,
+    options::{Options, interruptible, parse},
+    report::{Machine, Report},
+};
+use crate::{
+    context::Context,
+    exit::{Exit, Failure, Outcome},
+    output::say,
+};
+
+/// Where Debian's python-sklearn-doc has its notebooks.
+const FOLDER_DEFAULT: &str = "/usr/share/doc/python-sklearn-doc/html/_downloads";
+/// The bench's own last cell: a line for each name of the session.
+const CLOSING: &str = include_str!("closing.py");
+/// Notebooks of a full and of a quick run.
+const COUNT: usize = 20;
+const COUNT_QUICK: usize = 3;
+/// How long a plain run may take, its start included: twenty long ones would take an hour.
+const PLAIN_WITHIN: Duration = Duration::from_secs(120);
+/// The same of a quick run: three notebooks run three times each in under 100 seconds.
+const PLAIN_WITHIN_QUICK: Duration = Duration::from_secs(15);
+/// A quick run begins no further notebook after this, however slow the machine.
+const QUICK_BEGINS_FOR: Duration = Duration::from_secs(65);
+
+/// The bench.
+#[derive(Debug)]
+pub struct Notebooks;
+
+#[derive(Debug, Parser)]
+#[command(about = "Notebooks that lose their machines between cells, against plain ipykernel")]
+struct NotebooksArgs {
+    #[command(flatten)]
+    options: Options,
+    /// The folder of the notebooks; files end in .ipynb or .ipynb.gz.
+    #[arg(default_value = FOLDER_DEFAULT, value_name = "DIR")]
+    folder: PathBuf,
+    /// Only notebooks whose path contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// How many notebooks [default: 20, 3 with --quick].
+    #[arg(long, value_name = "N")]
+    count: Option<usize>,
+    /// Where the environment of the notebooks is made, once [default: below the user's cache].
+    #[arg(long, value_name = "DIR", conflicts_with = "python")]
+    env: Option<PathBuf>,
+}
+
+#[async_trait]
+impl Bench for Notebooks {
+    fn name(&self) -> &'static str {
+        "notebooks"
+    }
+
+    fn about(&self) -> &'static str {
+        "notebooks that lose their machines between cells, against plain ipykernel"
+    }
+
+    fn duration(&self) -> Duration {
+        Duration::from_secs(20 * 60)
+    }
+
+    async fn run(&self, context: &Context, args: &[String]) -> Outcome {
+        match parse::<NotebooksArgs>(self.name(), args)? {
+            Some(args) => interruptible(run(context, &args)).await,
+            None => Ok(Exit::Ok),
+        }
+    }
+}
+
+/// The bench's first cell, the same on both sides.
+fn enter(scratch: &Path) -> String {
+    format!("%cd -q {}", scratch.display())
+}
+
+async fn run(context: &Context, args: &NotebooksArgs) -> Outcome {
+    let options = &args.options;
+    let python = match &options.python {
+        Some(python) => python.clone(),
+        None => {
+            let usual = environment::directory_default();
+            environment::prepare(args.env.as_deref().unwrap_or(&usual)).await?
+        }
+    };
+    let all = library::read(&python, &args.folder).await?;
+    let is_wanted =
+        |notebook: &Notebook| args.only.as_ref().is_none_or(|only| notebook.path.contains(only));
+    let wanted: Vec<Notebook> = all.into_iter().filter(is_wanted).collect();
+    if wanted.is_empty() {
+        return Err(Failure::usage("no notebook has that in its path"));
+    }
+    let options = Options { python: Some(python.clone()), ..options.clone() };
+    let cluster = LocalCluster::start(3, &options).await?;
+    plain::check(&python, cluster.path(), PLAIN_WITHIN).await.map_err(|why| {
+        let python = python.display();
+        Failure::environment(format!("plain ipykernel on {python} cannot run notebooks: {why}"))
+    })?;
+    let mut bench = Run { cluster: &cluster, args, options: &options, found: Found::default() };
+    bench.try_in_order(&wanted).await;
+    let found = bench.found;
+    cluster.stop().await;
+    let figures = found.figures(is_partial(args));
+    let report =
+        Report { bench: "notebooks", seed: options.seed, machine: Machine::here(), figures };
+    report.print(options.printer(context))
+}
+
+fn is_partial(args: &NotebooksArgs) -> bool {
+    args.options.quick || args.only.is_some() || args.count.is_some()
+}
+
+/// A run under way.
+struct Run<'a> {
+    cluster: &'a LocalCluster,
+    args: &'a NotebooksArgs,
+    options: &'a Options,
+    found: Found,
+}
+
+impl Run<'_> {
+    /// Tries notebooks until enough of them ran.
+    async fn try_in_order(&mut self, notebooks: &[Notebook]) {
+        let usual = if self.options.quick { COUNT_QUICK } else { COUNT };
+        let count = self.args.count.unwrap_or(usual);
+        say(&format!(
+            "the first {count} of {} notebooks whose two plain runs agree, seed {}",
+            notebooks.len(),
+            self.options.seed
+        ));
+        let start = Instant::now();
+        for notebook in notebooks {
+            if self.found.run == count {
+                break;
+            }
+            if self.options.quick && self.found.run > 0 && start.elapsed() > QUICK_BEGINS_FOR {
+                say(&format!("stopped after {}: the machine is slow", self.found.run));
+                break;
+            }
+            if let Err(exclusion) = self.try_one(notebook).await {
+                say(&format!("{}: not taken, {exclusion}", notebook.label()));
+                *self.found.excluded.entry(exclusion.reason()).or_default() += 1;
+            }
+        }
+    }
+
+    async fn try_one(&mut self, notebook: &Notebook) -> Result<(), Exclusion> {
+        let within = if self.options.quick { PLAIN_WITHIN_QUICK } else { PLAIN_WITHIN };
+        let python = self.options.python.as_deref().unwrap_or(Path::new("python3"));
+        let scratch = self.cluster.path().join("scratch").join(&notebook.digest);
+        let measure = plain::twice(python, notebook, self.cluster.path(), &scratch, within).await?;
+        let plan = kills::plan(self.options.seed, &notebook.path, notebook.cells.len());
+        let start = Instant::now();
+        let ran = trial::run(self.cluster, notebook, &plan, &scratch.join("ours"), within).await;
+        let whole = start.elapsed();
+        let differences = self.found.take(&plan, &measure, ran);
+        let head = format!(
+            "[{}] {}: {} cells, {} kills, {}, plain {:.1} s, with kills {:.1} s",
+            self.found.run,
+            notebook.label(),
+            notebook.cells.len(),
+            plan.kills.len(),
+            if plan.standby == Standby::Hot { "hot standbys" } else { "thin standbys" },
+            measure.seconds,
+            whole.as_secs_f64()
+        );
+        if differences.is_empty() {
+            say(&format!("{head}: equal"));
+        } else {
+            let told = differences.join("\n    ");
+            say(&format!("{head}: DIFFERS\n    {told}\n  again: {}", self.command(notebook)));
+        }
+        Ok(())
+    }
+
+    /// The command line that repeats just this notebook, with the same losses.
+    fn command(&self, notebook: &Notebook) -> String {
+        let (folder, path, seed) = (self.args.folder.display(), &notebook.path, self.options.seed);
+        format!("callboard bench notebooks {folder} --only {path} --seed {seed}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(words: &[&str]) -> NotebooksArgs {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        parse("notebooks", &words).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_run_of_fewer_notebooks_is_partial() {
+        let partial = |words: &[&str]| is_partial(&args(words));
+        assert!(!partial(&[]) && !partial(&["/folder", "--seed", "2"]));
+        assert!(partial(&["--quick"]) && partial(&["--count", "2"]));
+        assert!(partial(&["--only", "x", "/folder"]));
+    }
+}
