@@ -10,7 +10,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use callboard_policy::{failure::NodesView, repair::RepairLimits};
 use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Envelope, Epoch, Fault, FaultCode, KernelId, NodeId, ReplicaId,
-    Subject, SubjectPattern, control::NodeHealth,
+    Subject, SubjectPattern,
+    control::{ListKernels, NodeHealth},
 };
 use callboard_replicated::Group;
 use callboard_transport::{Bus, Lanes, Message, typed};
@@ -21,7 +22,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{desired::DesiredState, handlers, repair};
+use crate::{desired::DesiredState, handlers, recover, repair};
 
 /// How often the leader looks for work when nothing wakes it.
 const WORK_EVERY: Duration = Duration::from_millis(500);
@@ -232,7 +233,13 @@ async fn respond(context: &Context, message: &Message) {
             };
             typed::answer(bus, message, result).await
         }
-        "list_kernels" => typed::answer(bus, message, Ok(handlers::list_kernels(context))).await,
+        "list_kernels" => {
+            // Nothing, as older clients send it, asks for the first page.
+            let asked = typed::decode::<Option<ListKernels>>(message);
+            let listed =
+                asked.map(|asked| handlers::list_kernels(context, &asked.unwrap_or_default()));
+            typed::answer(bus, message, listed).await
+        }
         "find_kernel" => {
             let found = typed::decode(message)
                 .and_then(|request| handlers::find(context, envelope, &request));
@@ -253,6 +260,13 @@ async fn respond(context: &Context, message: &Message) {
             };
             typed::answer(bus, message, result).await
         }
+        "recover_kernel" => {
+            let result = match typed::decode(message) {
+                Ok(request) => recover::recover_kernel(context, request).await,
+                Err(fault) => Err(fault),
+            };
+            typed::answer(bus, message, result).await
+        }
         unknown => typed::answer::<()>(bus, message, Err(unknown_verb(unknown))).await,
     };
     if let Err(fault) = sent {
@@ -263,7 +277,7 @@ async fn respond(context: &Context, message: &Message) {
 fn unknown_verb(verb: &str) -> Fault {
     let text = format!(
         "the control actor has no verb '{verb}': use start_kernel, stop_kernel, list_kernels, \
-         find_kernel, list_nodes, register_node or member_changed (see docs/protocol.md)"
+         find_kernel, list_nodes, register_node, member_changed or recover_kernel (see docs/protocol.md)"
     );
     Fault::new(FaultCode::BadRequest, text)
 }

@@ -16,9 +16,11 @@ use serde::{Deserialize, Serialize};
 
 pub use command::{Command, Outcome, Refusal};
 
-/// Kernels one owner may have at a time. Each costs a Raft group and a Python process per replica;
-/// a hundred fill a large host.
-pub const KERNELS_PER_OWNER_MAX: usize = 100;
+/// Kernels one owner may have at a time. A kernel that hibernates costs each of its nodes some tens
+/// of KiB, so this guards the copies of the desired state (half a KiB each) against a client that
+/// starts kernels in a loop; what a node can run at once is bounded by its memory. It is a constant,
+/// as every copy must decide alike.
+pub const KERNELS_PER_OWNER_MAX: usize = 10_000;
 /// Ids of stopped kernels that are remembered one by one: a few MiB of snapshot. Older ones are
 /// covered by [`DesiredState::is_below_floor`].
 pub const TOMBSTONES_MAX: usize = 100_000;
@@ -107,6 +109,14 @@ impl DesiredState {
         }
     }
 
+    /// Whether a kernel is being recovered from this member, which belongs to the former group:
+    /// its log is needed until that is done, and it must not run.
+    #[must_use]
+    pub fn is_recovered_from(&self, kernel: KernelId, replica: ReplicaId) -> bool {
+        let recovery = self.kernels.get(&kernel).and_then(|spec| spec.recovery.as_ref());
+        recovery.is_some_and(|recovery| recovery.from == replica)
+    }
+
     /// How many members the kernels have on each node.
     #[must_use]
     pub fn placed(&self) -> BTreeMap<NodeId, u32> {
@@ -162,6 +172,10 @@ impl Machine for DesiredState {
             }
             Command::MemberJoined { kernel, replica } => self.member_joined(kernel, replica),
             Command::MemberRemoved { kernel, replica } => self.member_removed(kernel, replica),
+            Command::RecoverKernel { kernel, version, from, cause } => {
+                self.recover_kernel(kernel, version, from, cause)
+            }
+            Command::MemberRecovered { kernel, replica } => self.member_recovered(kernel, replica),
         };
         if outcome.is_change() {
             self.revision += 1;

@@ -6,8 +6,8 @@ use callboard_policy::placement::{PlacementRequest, place};
 use callboard_protocol::{
     Envelope, Epoch, Fault, FaultCode, NodeId,
     control::{
-        FindKernel, KernelList, KernelSpec, MemberChange, MemberChanged, NodeHealth, NodeList,
-        StartKernel, StopKernel,
+        FindKernel, KernelList, KernelSpec, ListKernels, MemberChange, MemberChanged, NodeHealth,
+        NodeList, StartKernel, StopKernel,
     },
 };
 use callboard_replicated::ProposeError;
@@ -16,6 +16,7 @@ use crate::{
     actor::Context,
     desired::{Command, Outcome},
     find::find_kernel,
+    listing,
     request::{RegisterNode, Registered, check_start},
     view::{cluster_view, node_list},
 };
@@ -82,9 +83,8 @@ pub(crate) async fn stop_kernel(
     }
 }
 
-pub(crate) fn list_kernels(context: &Context) -> KernelList {
-    let kernels = context.args.group.read(|state| state.kernels().values().cloned().collect());
-    KernelList { kernels }
+pub(crate) fn list_kernels(context: &Context, asked: &ListKernels) -> KernelList {
+    context.args.group.read(|state| listing::page(state, asked))
 }
 
 pub(crate) fn find(
@@ -149,6 +149,7 @@ pub(crate) async fn member_changed(
     let (command, event) = match change {
         MemberChange::Joined => (Command::MemberJoined { kernel, replica }, "member_joined"),
         MemberChange::Removed => (Command::MemberRemoved { kernel, replica }, "member_removed"),
+        MemberChange::Recovered => (Command::MemberRecovered { kernel, replica }, "recovered"),
         MemberChange::Lost { why } => return member_lost(context, kernel, replica, why),
     };
     match propose(context, command).await? {
@@ -183,7 +184,7 @@ fn member_lost(
     Ok(spec)
 }
 
-async fn propose(context: &Context, command: Command) -> Result<Outcome, Fault> {
+pub(crate) async fn propose(context: &Context, command: Command) -> Result<Outcome, Fault> {
     context.args.group.propose(command).await.map_err(|error| match error {
         ProposeError::TooLarge { length, limit } => Fault::new(
             FaultCode::TooLarge,
@@ -203,7 +204,7 @@ async fn propose(context: &Context, command: Command) -> Result<Outcome, Fault> 
     })
 }
 
-fn unexpected(outcome: Outcome) -> Fault {
+pub(crate) fn unexpected(outcome: Outcome) -> Fault {
     match outcome {
         Outcome::Refused(refusal) => refusal.into(),
         other => Fault::maybe_executed(

@@ -20,7 +20,7 @@ use crate::{
     disk::Disk,
     group::{Group, GroupInner, views},
     machine::{Applied, Machine},
-    options::{GroupOptions, OpenError, ReplicatorOptions},
+    options::{GroupOptions, OpenError, RaftTiming, ReplicatorOptions},
     proposer::{Proposer, QUEUE_DEPTH_MAX},
     raft::{
         log_store::{Covered, LogStore},
@@ -123,6 +123,12 @@ impl Replicator {
         &self.inner.node
     }
 
+    /// Raft's clock on this node.
+    #[must_use]
+    pub fn timing(&self) -> &RaftTiming {
+        &self.inner.options.timing
+    }
+
     /// Groups with records in the node's log.
     #[must_use]
     pub fn known_groups(&self) -> BTreeSet<GroupId> {
@@ -150,7 +156,7 @@ impl Replicator {
             return Err(OpenError::AlreadyOpen(group.clone()));
         }
         self.inner.wal.append(group, [Record::Erase]).synced().await?;
-        let files = SnapshotFiles::new(Arc::clone(&self.inner.disk), group);
+        let files = self.snapshot_files(group);
         let failed = |source| OpenError::Snapshot { group: group.clone(), source };
         files.erase().await.map_err(failed)?;
         locked(&self.inner.corrupt).remove(group);
@@ -165,6 +171,14 @@ impl Replicator {
     /// Writes what is queued and stops the log; shut the groups down first.
     pub async fn close(&self) {
         self.inner.wal.close().await;
+    }
+
+    pub(crate) fn wal(&self) -> &Wal {
+        &self.inner.wal
+    }
+
+    pub(crate) fn snapshot_files(&self, group: &GroupId) -> SnapshotFiles {
+        SnapshotFiles::new(Arc::clone(&self.inner.disk), group)
     }
 
     pub(crate) fn closed(&self, group: &GroupId) {
@@ -225,7 +239,7 @@ impl Replicator {
     ) -> Result<(Group<M>, mpsc::UnboundedReceiver<Applied<M>>), OpenError> {
         let inner = &self.inner;
         let raft_error = |why: String| OpenError::Raft { group: group.clone(), why };
-        let files = SnapshotFiles::new(Arc::clone(&inner.disk), &group);
+        let files = self.snapshot_files(&group);
         let (covered, covered_receiver) = watch::channel(Covered::default());
         let mut log = LogStore::new(
             inner.wal.clone(),
@@ -253,7 +267,8 @@ impl Replicator {
             None => self.listen(&group, replica_id).await?,
         };
         let every = options.snapshot_every_entries.min(inner.options.snapshot_every_entries_max);
-        let config = self.raft_config(&group, every).map_err(raft_error)?;
+        let config =
+            self.raft_config(&group, every, options.timing.as_ref()).map_err(raft_error)?;
         let links = Links { wire: wire.clone(), log: log.clone() };
         let raft = Raft::new(replica_id.0, Arc::new(config), links, log.clone(), replica.clone())
             .await
@@ -315,7 +330,7 @@ impl Replicator {
         }
     }
 
-    async fn restore<M: Machine>(
+    pub(crate) async fn restore<M: Machine>(
         &self,
         group: &GroupId,
         files: &SnapshotFiles,
@@ -341,8 +356,13 @@ impl Replicator {
         Ok((machine, meta))
     }
 
-    fn raft_config(&self, group: &GroupId, snapshot_every_entries: u64) -> Result<Config, String> {
-        let timing = &self.inner.options.timing;
+    fn raft_config(
+        &self,
+        group: &GroupId,
+        snapshot_every_entries: u64,
+        timing: Option<&RaftTiming>,
+    ) -> Result<Config, String> {
+        let timing = timing.unwrap_or(&self.inner.options.timing);
         Config {
             cluster_name: format!("{}/{group}", self.inner.cluster),
             heartbeat_interval: timing.heartbeat_interval_ms,

@@ -25,6 +25,7 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.utils import _async_in_context
 
 from . import PROTOCOL_VERSION, live
+from .background import Background
 from .channel import Channel
 from .delta import Delta, Group
 from .magics import Magics
@@ -46,6 +47,7 @@ class CallboardKernel(IPythonKernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.tracker: Tracker | None = None
+        self.background: Background | None = None
         self.channel: Channel | None = None
         self._resting: Any = None
         for request in _REQUESTS_WITH_USER_CODE:
@@ -62,7 +64,7 @@ class CallboardKernel(IPythonKernel):
         serve = functools.partial(self._in_cell_context, self.shell_main, None)
         self.shell_stream.on_recv(serve, copy=False)
         live.attach(self.shell.user_ns, self.shell, self)
-        self.tracker = Tracker()
+        self.tracker, self.background = Tracker(), Background()
         self.magics = Magics(self.tracker)
         self.magics.register(self.shell)
         path = os.environ.get(SOCKET_VARIABLE)
@@ -100,6 +102,8 @@ class CallboardKernel(IPythonKernel):
             tracker.on_slow = lambda: channel.send({"type": "saving", "msg_id": msg_id})
             known = tracker.groups
             delta = self._safe_capture(tracker)
+            if self.background is not None:
+                delta.refused.extend(self.background.refused())
             try:
                 self._send_captured(msg_id, delta)
             except ValueError as error:

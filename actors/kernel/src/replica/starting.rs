@@ -11,7 +11,7 @@ use callboard_policy::{
     terms::{Executor, Identity},
 };
 use callboard_protocol::{
-    ActorKind, GroupId, Incarnation, NodeId, ReplicaId, Seq, SubjectPattern,
+    ActorKind, Incarnation, NodeId, ReplicaId, Seq, SubjectPattern,
     control::{KernelSpec, Standing},
 };
 use callboard_replicated::{Applied as GroupEvent, Group, GroupOptions};
@@ -36,7 +36,12 @@ const FIRST_VERSION: u64 = 1;
 /// How a former life of the node ended if nobody saw it.
 const UNSEEN_END: &str = "its process ended and was started again";
 /// Bits of an incarnation that count the replica's lives within one life of its node.
-const LIVES_BITS: u32 = 24;
+pub(super) const LIVES_BITS: u32 = 24;
+
+/// The life of the node in which a replica had this incarnation.
+pub(super) fn life_of_node(replica: Incarnation) -> Incarnation {
+    Incarnation(replica.0 >> LIVES_BITS)
+}
 
 /// Tasks that end with whoever holds them.
 #[derive(Debug, Default)]
@@ -127,8 +132,8 @@ impl ReplicaState {
             found: founders(&args.spec, args.replica),
             ..GroupOptions::new(KernelMachine::default())
         };
-        let group = GroupId::from(args.spec.kernel);
         let replicator = args.context.replicator.clone();
+        let group = args.spec.group();
         let (group, events) = replicator.open_group(group, args.replica, options).await?;
         Ok(Self::awake(Kept::subscribe(me, args).await?, group, events))
     }
@@ -169,6 +174,7 @@ impl ReplicaState {
             traces: CellTraces::default(),
             chunks_complete: false,
             changing_members: false,
+            told_generation: None,
             sleep_due: None,
             tasks,
             feeds,
@@ -176,6 +182,7 @@ impl ReplicaState {
         state.tell_upkeep();
         state.nodes_changed();
         state.membership_changed();
+        state.begin();
         state
     }
 
@@ -190,9 +197,10 @@ impl ReplicaState {
 }
 
 /// The members that found the group, if `replica` is one of them and the group may not exist yet.
-/// Once the entry has changed, it exists: a founder that comes late is let in by the others.
+/// Once the entry has changed, it exists: a founder that comes late is let in by the others. While a
+/// kernel is recovered, its only member founds the new group.
 fn founders(spec: &KernelSpec, replica: ReplicaId) -> Option<BTreeMap<ReplicaId, NodeId>> {
-    let is_founder = spec.version == FIRST_VERSION
+    let is_founder = (spec.version == FIRST_VERSION || spec.recovery.is_some())
         && spec.replicas.get(&replica).is_some_and(|r| r.standing == Standing::Founder);
     is_founder
         .then(|| spec.replicas.iter().map(|(id, replica)| (*id, replica.node.clone())).collect())
