@@ -149,6 +149,7 @@ pub(crate) async fn member_changed(
     let (command, event) = match change {
         MemberChange::Joined => (Command::MemberJoined { kernel, replica }, "member_joined"),
         MemberChange::Removed => (Command::MemberRemoved { kernel, replica }, "member_removed"),
+        MemberChange::Recovered => (Command::MemberRecovered { kernel, replica }, "recovered"),
         MemberChange::Lost { why } => return member_lost(context, kernel, replica, why),
     };
     match propose(context, command).await? {
@@ -183,7 +184,7 @@ fn member_lost(
     Ok(spec)
 }
 
-async fn propose(context: &Context, command: Command) -> Result<Outcome, Fault> {
+pub(crate) async fn propose(context: &Context, command: Command) -> Result<Outcome, Fault> {
     context.args.group.propose(command).await.map_err(|error| match error {
         ProposeError::TooLarge { length, limit } => Fault::new(
             FaultCode::TooLarge,
@@ -203,7 +204,7 @@ async fn propose(context: &Context, command: Command) -> Result<Outcome, Fault> 
     })
 }
 
-fn unexpected(outcome: Outcome) -> Fault {
+pub(crate) fn unexpected(outcome: Outcome) -> Fault {
     match outcome {
         Outcome::Refused(refusal) => refusal.into(),
         other => Fault::maybe_executed(

@@ -30,8 +30,8 @@ use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Fault, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
     SubjectPattern,
     control::{
-        KernelOptions, KernelSpec, MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standby,
-        Standing,
+        KernelOptions, KernelSpec, MemberChange, MemberChanged, NodeHealth, Recovery, ReplicaSpec,
+        Standby, Standing,
     },
     history::{KeepState, Rewind, RewindPlan},
     kernel::{CellOutcome, KernelPhase, Level, ReplicaRole},
@@ -126,6 +126,8 @@ impl Cluster {
             replicas,
             replica_next: ReplicaId(4),
             version: 1,
+            generation: 0,
+            recovery: None,
             options,
         };
         let mut cluster = Self {
@@ -573,4 +575,56 @@ async fn a_rewind_that_cannot_be_done_gets_a_sentence_and_changes_nothing() {
         }
     }
     assert_eq!(value(&client, "x").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kernel_goes_on_with_one_survivor_of_a_lost_majority() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; big = np.arange(100_000)").await;
+    value(&client, "x = 1").await;
+    for n in [1, 2] {
+        cluster.kill_node(n).await;
+    }
+    // The control plane gives the others up, and the survivor's node ends its old member.
+    let old = cluster.members.remove(&3).unwrap();
+    let (done, stopped) = tokio::sync::oneshot::channel();
+    old.actor.send_message(ReplicaMsg::Stop { purge: false, done: done.into() }).unwrap();
+    stopped.await.unwrap();
+    let cause = "recovered from replica 3 on node-3 after a lost majority".to_owned();
+    cluster.change_spec(|spec| {
+        let member = ReplicaSpec { node: node(3), ..spec.replicas[&ReplicaId(3)].clone() };
+        spec.replicas =
+            [(ReplicaId(4), ReplicaSpec { standing: Standing::Founder, ..member })].into();
+        spec.generation = 1;
+        spec.recovery = Some(Recovery { from: ReplicaId(3), cause: cause.clone() });
+    });
+    let id = ClusterId::new("test").unwrap();
+    let pattern =
+        SubjectPattern::Verbs { cluster: id, kind: ActorKind::Control, id: "main".to_owned() };
+    let mut reports = cluster.net.connect("control").subscribe(&pattern).await.unwrap();
+    let args =
+        ReplicaArgs { spec: cluster.spec.clone(), replica: ReplicaId(4), context: old.context };
+    let (actor, _task) = Actor::spawn(None, Replica, args).await.unwrap();
+    let report: MemberChanged = typed::decode(&reports.next().await.unwrap()).unwrap();
+    assert_eq!((report.replica, report.change), (ReplicaId(4), MemberChange::Recovered));
+    assert_eq!(value(&client, "int(big[-1]), x").await, "(99999, 1)");
+    let status = client.show().await.unwrap();
+    assert_eq!(status.last_loss, Some(cause));
+    assert_eq!(client.history().await.unwrap().steps.len(), 3, "its history came along");
+
+    // A member of the former group that comes back hears that it is over.
+    cluster.spec.generation = 0;
+    cluster.spec.recovery = None;
+    cluster.spec.replicas = (1..=3)
+        .map(|n| {
+            let (disk, standing) = (DiskId::generate(), Standing::Founder);
+            (ReplicaId(n), ReplicaSpec { node: node(n), disk, standing })
+        })
+        .collect();
+    cluster.start_member(1).await;
+    let back = cluster.members.remove(&1).unwrap();
+    tokio::time::timeout(DEADLINE, back.task).await.expect("it does not end").unwrap();
+    assert_eq!(value(&client, "x").await, "1");
+    actor.stop(None);
 }

@@ -15,6 +15,7 @@ mod options;
 mod proposer;
 mod raft;
 mod replicator;
+mod salvage;
 pub mod sim_disk;
 pub mod wal;
 
@@ -29,5 +30,6 @@ pub use options::{GroupOptions, OpenError, RaftTiming, ReplicatorOptions};
 pub use proposer::ProposeError;
 pub use raft::{server::MemberStatus, state_machine::BeforeSnapshot};
 pub use replicator::Replicator;
+pub use salvage::Salvaged;
 pub use sim_disk::SimDisk;
 pub use wal::{Wal, WalError, WalFailed, WalOptions};

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use callboard_protocol::{
     ActorKind, Fault, FaultCode, KernelId, NodeId, Subject,
-    control::{FindKernel, KernelList, KernelSpec, ListKernels, NodeList, StartKernel, StopKernel},
+    control::{
+        FindKernel, KernelList, KernelSpec, ListKernels, NodeList, RecoverKernel, RecoveryPlan,
+        StartKernel, StopKernel,
+    },
     node::Kill,
 };
 use callboard_transport::typed::ask;
@@ -17,6 +20,8 @@ use crate::client::Client;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one try waits. Members that do not lead stay silent, so a lost leader costs this much.
 const TRY_DEADLINE: Duration = Duration::from_millis(750);
+/// How long a recovery may take to be looked at and ordered.
+const RECOVER_DEADLINE: Duration = Duration::from_secs(15);
 /// Pause between tries.
 const TRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -52,6 +57,18 @@ impl ControlClient {
     /// As [`Self::start_kernel`].
     pub async fn stop_kernel(&self, kernel: KernelId) -> Result<KernelSpec, Fault> {
         self.verb("stop_kernel", &StopKernel { kernel }).await
+    }
+
+    /// Makes a kernel's group anew from one survivor of a lost majority, or says what that would
+    /// do. Sent once: the control plane first waits whether the group is alive after all.
+    ///
+    /// # Errors
+    /// The control plane's refusal, or [`FaultCode::Unavailable`] if nobody leads.
+    pub async fn recover_kernel(&self, request: &RecoverKernel) -> Result<RecoveryPlan, Fault> {
+        let subject =
+            Subject::actor(self.client.cluster(), ActorKind::Control, "main", "recover_kernel");
+        let envelope = self.client.envelope();
+        ask(self.client.bus().as_ref(), &subject, &envelope, request, RECOVER_DEADLINE).await
     }
 
     /// Every kernel that should exist.

@@ -201,6 +201,8 @@ fn control_messages_keep_their_first_version() {
         ]),
         replica_next: ReplicaId(4),
         version: 9,
+        generation: 0,
+        recovery: None,
         options: KernelOptions::default(),
     };
     let list = KernelList { kernels: vec![spec.clone()], next: None, hint: None };

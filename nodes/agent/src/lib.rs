@@ -19,7 +19,9 @@ mod run;
 mod sweep;
 
 pub use callboard_kernel::UpkeepConfig;
-pub use data_dir::{DataDir, DataDirError, Founder, LAST_END_FILE, MachineId, Membership};
+pub use data_dir::{
+    DataDir, DataDirError, Founder, LAST_END_FILE, MachineId, Membership, NotedMembers,
+};
 pub use error::NodeError;
 pub use founding::{FoundingDecision, FoundingStage, FoundingStatus, decide};
 pub use node::{NodeParts, NodeServices, RunningNode};

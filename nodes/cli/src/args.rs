@@ -114,6 +114,17 @@ pub enum KernelVerb {
         #[arg(long, short)]
         yes: bool,
     },
+    /// After most of a kernel's replicas are lost for good: go on with one that is not.
+    Recover {
+        /// Which kernel.
+        kernel: String,
+        /// The survivor, by its number in `kernel list --output json`.
+        #[arg(long, value_name = "REPLICA")]
+        from: u64,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// End a kernel for good: its variables and outputs are deleted.
     Stop {
         /// Which.

@@ -18,7 +18,7 @@ use crate::{
     exec,
     exit::{Exit, Failure, Outcome},
     output::{say, table},
-    undo,
+    recover, undo,
 };
 
 /// How long `kernel start --wait` waits: placing, forming the group and starting Python.
@@ -44,6 +44,9 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
             undo::checkpoint(context, &kernel, name, drop).await
         }
         KernelVerb::Rewind { kernel, to, yes } => undo::rewind(context, &kernel, to, yes).await,
+        KernelVerb::Recover { kernel, from, yes } => {
+            recover::run(context, &kernel, from, yes).await
+        }
         KernelVerb::Stop { kernel, yes } => stop(context, &kernel, yes).await,
     }
 }

@@ -15,6 +15,7 @@ pub mod look;
 pub mod node;
 pub mod output;
 pub mod python;
+pub mod recover;
 pub mod undo;
 pub mod up;
 

@@ -73,6 +73,24 @@ pub enum Command {
         /// Which.
         replica: ReplicaId,
     },
+    /// A kernel's group should be made anew from one of its members: the majority is lost.
+    RecoverKernel {
+        /// Which kernel.
+        kernel: KernelId,
+        /// The version of its entry that this was decided on.
+        version: u64,
+        /// The survivor.
+        from: ReplicaId,
+        /// What happened, for people.
+        cause: String,
+    },
+    /// The group that was made anew has all that the survivor had.
+    MemberRecovered {
+        /// Of which kernel.
+        kernel: KernelId,
+        /// Its first member.
+        replica: ReplicaId,
+    },
 }
 
 /// What came of a command.
@@ -184,6 +202,17 @@ pub enum Refusal {
         /// The member.
         replica: ReplicaId,
     },
+    /// The member never had the kernel's state.
+    #[error(
+        "member {replica} of kernel {kernel} was still joining and does not have the kernel's \
+         state: recover from another one, see `callboard kernel list --output json`"
+    )]
+    NeverWhole {
+        /// The kernel.
+        kernel: KernelId,
+        /// The member.
+        replica: ReplicaId,
+    },
     /// The kernel's entry has changed since the decision.
     #[error("kernel {kernel} has changed meanwhile (version {actual}, decided on {decided_on})")]
     Stale {
@@ -214,6 +243,7 @@ impl From<Refusal> for Fault {
             Refusal::OtherRequest { .. }
             | Refusal::WasStopped { .. }
             | Refusal::NameTaken { .. }
+            | Refusal::NeverWhole { .. }
             | Refusal::InFlight { .. } => FaultCode::Conflict,
             Refusal::TooOld { .. } => FaultCode::BadRequest,
             Refusal::TooMany { .. } => FaultCode::Exhausted,

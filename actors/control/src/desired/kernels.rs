@@ -3,7 +3,7 @@
 use callboard_policy::repair::in_flight;
 use callboard_protocol::{
     DiskId, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelOptions, KernelSpec, ReplicaSpec, Standing},
+    control::{KernelOptions, KernelSpec, Recovery, ReplicaSpec, Standing},
 };
 
 use super::{
@@ -71,6 +71,8 @@ impl DesiredState {
             replicas: [].into(),
             replica_next: ReplicaId(1),
             version: 1,
+            generation: 0,
+            recovery: None,
             options,
         };
         for (node, disk) in places {
@@ -135,6 +137,57 @@ impl DesiredState {
         if member.standing != Standing::Joiner {
             return Outcome::AlreadySo(spec.clone());
         }
+        member.standing = Standing::Member;
+        spec.version += 1;
+        Outcome::Kernel(spec.clone())
+    }
+
+    /// Gives every member up but one, which founds the group anew under a fresh id.
+    pub(super) fn recover_kernel(
+        &mut self,
+        kernel: KernelId,
+        version: u64,
+        from: ReplicaId,
+        cause: String,
+    ) -> Outcome {
+        let Some(spec) = self.kernels.get_mut(&kernel) else {
+            return Outcome::Refused(Refusal::NoSuchKernel { kernel });
+        };
+        let refusal = if spec.version != version {
+            Some(Refusal::Stale { kernel, decided_on: version, actual: spec.version })
+        } else if spec.recovery.is_some() {
+            in_flight(spec).map(|what| Refusal::InFlight { kernel, what })
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            return Outcome::Refused(refusal);
+        }
+        let Some(survivor) = spec.replicas.get(&from).cloned() else {
+            return Outcome::Refused(Refusal::NoSuchMember { kernel, replica: from });
+        };
+        if survivor.standing == Standing::Joiner {
+            return Outcome::Refused(Refusal::NeverWhole { kernel, replica: from });
+        }
+        spec.replicas.clear();
+        add_member(spec, survivor.node, survivor.disk, Standing::Founder);
+        spec.generation += 1;
+        spec.recovery = Some(Recovery { from, cause });
+        spec.version += 1;
+        Outcome::Kernel(spec.clone())
+    }
+
+    pub(super) fn member_recovered(&mut self, kernel: KernelId, replica: ReplicaId) -> Outcome {
+        let Some(spec) = self.kernels.get_mut(&kernel) else {
+            return Outcome::Refused(Refusal::NoSuchKernel { kernel });
+        };
+        let Some(member) = spec.replicas.get_mut(&replica) else {
+            return Outcome::Refused(Refusal::NoSuchMember { kernel, replica });
+        };
+        if spec.recovery.is_none() {
+            return Outcome::AlreadySo(spec.clone());
+        }
+        spec.recovery = None;
         member.standing = Standing::Member;
         spec.version += 1;
         Outcome::Kernel(spec.clone())

@@ -17,7 +17,7 @@ use callboard_protocol::{
     kernel::{KernelStatus, ReplicaRole},
 };
 use callboard_replicated::Dormant;
-use callboard_transport::Message;
+use callboard_transport::{Message, typed};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -104,6 +104,7 @@ impl Sleeper {
     pub(super) fn hear(&mut self, internal: &Internal) -> Heard {
         match internal {
             Internal::Bus(message) if requests::is_show(message) => self.answer_show(message),
+            Internal::Bus(message) if requests::is_generation(message) => self.generation(message),
             Internal::Bus(_) => Heard::Call("a request"),
             Internal::OwnBus(message) if requests::is_about_sleep(message) => Heard::Nothing,
             Internal::OwnBus(_) => Heard::Call("a question of the group's leader"),
@@ -136,6 +137,16 @@ impl Sleeper {
             | Internal::StartPython
             | Internal::Flush
             | Internal::Tick => Heard::Nothing,
+        }
+    }
+
+    /// Wakes to end if another group has replaced its own.
+    fn generation(&self, message: &Message) -> Heard {
+        let told = typed::decode::<u64>(message).unwrap_or_default();
+        if told > self.kept.args.spec.generation {
+            Heard::Call("another group of the kernel")
+        } else {
+            Heard::Nothing
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use callboard_protocol::{
-    ActorKind, Envelope, GroupId, ReplicaId, Subject,
+    ActorKind, Envelope, ReplicaId, Subject,
     kernel::{KernelPhase, SleepOffer},
 };
 use callboard_replicated::{Dormant, GroupOptions};
@@ -35,7 +35,7 @@ impl Life {
     pub(super) async fn start(me: ActorRef<ReplicaMsg>, args: ReplicaArgs) -> anyhow::Result<Self> {
         let context = args.context.clone();
         if context.hibernation.after_ms > 0 {
-            let group = GroupId::from(args.spec.kernel);
+            let group = args.spec.group();
             let called = called(&me);
             let dozing = context.replicator.doze(group, args.replica, called).await?;
             if let Some(dormant) = dozing

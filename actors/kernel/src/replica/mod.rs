@@ -8,6 +8,7 @@
 
 mod actions;
 mod asleep;
+mod beginning;
 mod chunks;
 mod hibernating;
 mod life;
@@ -159,6 +160,7 @@ pub struct ReplicaState {
     chunk_keeper: chunks::ChunkKeeper,
     chunks_complete: bool,
     changing_members: bool,
+    told_generation: Option<Instant>,
     hibernation: Hibernation,
     /// It sleeps after this message; whom it tells then.
     sleep_due: Option<(SleepOffer, Vec<ReplicaId>)>,
@@ -228,6 +230,7 @@ impl ReplicaState {
             }
             Internal::BaseReadable(readable, complete) => {
                 self.chunks_complete = complete;
+                let readable = readable && !self.is_beginning();
                 self.step(Input::BaseReadable(readable));
             }
             Internal::RestoreRead(term, result) => self.restore_read(term, result),
@@ -269,10 +272,12 @@ impl ReplicaState {
 
     fn asked(&mut self, message: Message) {
         // A look at a kernel does not keep it awake.
-        if !requests::is_show(&message) {
+        if !requests::is_show(&message) && !requests::is_generation(&message) {
             self.active();
         }
         match requests::parse(&message) {
+            // Whoever sent it sends it again, and by then there is a log to put it in.
+            Ok(Asked::Cell(_)) if self.is_beginning() => {}
             Ok(Asked::Cell(request)) => {
                 if let Some(reply_to) = message.reply_to {
                     let (_, askers) = self
@@ -291,6 +296,8 @@ impl ReplicaState {
             Ok(Asked::Outputs) => self.answer_outputs(&message),
             Ok(Asked::Show) => self.answer_show(&message),
             Ok(Asked::Undo) => self.undo_verb(&message),
+            Ok(Asked::Alive) => self.answer_alive(&message),
+            Ok(Asked::Generation(generation)) => self.heard_generation(generation),
             Err(fault) if self.group.is_leader() => {
                 self.refuse(&message, fault);
             }
@@ -304,7 +311,11 @@ impl ReplicaState {
                 self.active();
                 if matches!(
                     output,
-                    Applied::Completed(_) | Applied::Emitted | Applied::Rewound { .. }
+                    Applied::Completed(_)
+                        | Applied::Emitted
+                        | Applied::Rewound { .. }
+                        | Applied::Begun
+                        | Applied::Closed { .. }
                 ) {
                     self.chunk_keeper.look();
                 }
@@ -392,6 +403,7 @@ impl ReplicaState {
         }
         self.step(Input::Tick);
         self.drive_membership();
+        self.tell_generation();
         self.hibernate(hibernation::Input::Look);
         self.tasks.tidy();
         self.askers.retain(|_, (since, _)| since.elapsed() < REQUEST_KEPT);

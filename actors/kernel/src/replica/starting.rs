@@ -11,7 +11,7 @@ use callboard_policy::{
     terms::{Executor, Identity},
 };
 use callboard_protocol::{
-    ActorKind, GroupId, Incarnation, NodeId, ReplicaId, Seq, SubjectPattern,
+    ActorKind, Incarnation, NodeId, ReplicaId, Seq, SubjectPattern,
     control::{KernelSpec, Standing},
 };
 use callboard_replicated::{Applied as GroupEvent, Group, GroupOptions};
@@ -127,8 +127,8 @@ impl ReplicaState {
             found: founders(&args.spec, args.replica),
             ..GroupOptions::new(KernelMachine::default())
         };
-        let group = GroupId::from(args.spec.kernel);
         let replicator = args.context.replicator.clone();
+        let group = args.spec.group();
         let (group, events) = replicator.open_group(group, args.replica, options).await?;
         Ok(Self::awake(Kept::subscribe(me, args).await?, group, events))
     }
@@ -168,6 +168,7 @@ impl ReplicaState {
             traces: CellTraces::default(),
             chunks_complete: false,
             changing_members: false,
+            told_generation: None,
             sleep_due: None,
             tasks,
             feeds,
@@ -175,6 +176,7 @@ impl ReplicaState {
         state.tell_upkeep();
         state.nodes_changed();
         state.membership_changed();
+        state.begin();
         state
     }
 
@@ -189,9 +191,10 @@ impl ReplicaState {
 }
 
 /// The members that found the group, if `replica` is one of them and the group may not exist yet.
-/// Once the entry has changed, it exists: a founder that comes late is let in by the others.
+/// Once the entry has changed, it exists: a founder that comes late is let in by the others. While a
+/// kernel is recovered, its only member founds the new group.
 fn founders(spec: &KernelSpec, replica: ReplicaId) -> Option<BTreeMap<ReplicaId, NodeId>> {
-    let is_founder = spec.version == FIRST_VERSION
+    let is_founder = (spec.version == FIRST_VERSION || spec.recovery.is_some())
         && spec.replicas.get(&replica).is_some_and(|r| r.standing == Standing::Founder);
     is_founder
         .then(|| spec.replicas.iter().map(|(id, replica)| (*id, replica.node.clone())).collect())

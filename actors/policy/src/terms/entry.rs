@@ -172,6 +172,17 @@ pub enum Entry {
         /// The name.
         name: String,
     },
+    /// The log begins with what a member of an earlier group had; in pieces. Needs an unused log.
+    Adopt {
+        /// Bytes that came before.
+        offset: u64,
+        /// The next ones of that member's [`super::KernelLog`], in MessagePack.
+        bytes: Bytes,
+        /// How many there are.
+        total: u64,
+        /// Why, for people.
+        cause: String,
+    },
 }
 
 /// What became of an entry when it was applied. Every replica computes the same.
@@ -218,6 +229,10 @@ pub enum Applied {
         /// The cell whose state came back.
         to: Seq,
     },
+    /// The log holds so many bytes of what it is to begin with.
+    Holding(u64),
+    /// The log has begun with what it was given.
+    Begun,
     /// The name is kept, or forgotten.
     Kept,
     /// What was asked for cannot be done; nothing was changed.

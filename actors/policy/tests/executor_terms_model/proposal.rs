@@ -48,7 +48,8 @@ impl Proposal {
             Entry::Emit { .. }
             | Entry::Rewind { .. }
             | Entry::Checkpoint { .. }
-            | Entry::DropCheckpoint { .. } => {
+            | Entry::DropCheckpoint { .. }
+            | Entry::Adopt { .. } => {
                 unreachable!("the executor's machine proposes no {entry:?}")
             }
         }

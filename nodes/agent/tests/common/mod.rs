@@ -16,7 +16,9 @@ use callboard_agent::{
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::{
     ActorKind, ClusterId, Envelope, Fault, KernelId, NodeId, Subject,
-    control::{KernelSpec, NodeHealth, NodeList, Standing, StartKernel},
+    control::{
+        KernelSpec, NodeHealth, NodeList, RecoverKernel, RecoveryPlan, Standing, StartKernel,
+    },
 };
 use callboard_replicated::{ReplicatorOptions, SimDisk};
 use callboard_runtime::universe::Universe;
@@ -201,6 +203,13 @@ impl TestCluster {
         let subject = Subject::actor(&cluster(), ActorKind::Control, "main", verb);
         let envelope = Envelope::default();
         typed::ask(&*self.operator, &subject, &envelope, request, Duration::from_secs(2)).await
+    }
+
+    /// Asks for a recovery once; the control plane takes seconds to see that a group is dead.
+    pub(crate) async fn recover(&self, request: &RecoverKernel) -> Result<RecoveryPlan, Fault> {
+        let subject = Subject::actor(&cluster(), ActorKind::Control, "main", "recover_kernel");
+        let envelope = Envelope::default();
+        typed::ask(&*self.operator, &subject, &envelope, request, Duration::from_secs(15)).await
     }
 
     /// Asks until `accept` makes something of the answer.

@@ -9,6 +9,7 @@ pub mod notebooks;
 pub mod options;
 pub mod report;
 pub mod soak;
+pub mod start;
 pub mod state;
 pub mod stats;
 
@@ -60,9 +61,10 @@ fn registry() -> Vec<Box<dyn Bench>> {
     vec![
         Box::new(cells::Cells),
         Box::new(chaos::Chaos),
-        Box::new(idle::Idle),
         Box::new(notebooks::Notebooks),
         Box::new(soak::Soak),
+        Box::new(idle::Idle),
+        Box::new(start::Start),
         Box::new(state::State),
     ]
 }
