@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use callboard_protocol::{
     Incarnation, ReplicaId, Seq, Term,
+    history::SeedEnd,
     kernel::{Level, OutputPlace, Refused},
 };
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,16 @@ pub struct StateGroup {
     pub kind: String,
     /// The pickle stream, then its out-of-band buffers.
     pub parts: Vec<Part>,
+}
+
+impl StateGroup {
+    /// The chunks the group names, each with the length of its bytes.
+    pub fn chunks(&self) -> impl Iterator<Item = (Hash, u64)> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Chunk { hash, length } => Some((*hash, *length)),
+            Part::Inline(_) => None,
+        })
+    }
 }
 
 /// What one cell changed.
@@ -183,6 +194,15 @@ pub enum Entry {
         /// Why, for people.
         cause: String,
     },
+    /// The log begins with a state that was made elsewhere; in pages. Needs that no cell has run.
+    Seed {
+        /// Groups that came before.
+        skip: u64,
+        /// The next ones.
+        groups: Vec<(String, StateGroup)>,
+        /// The rest, with the last page.
+        end: Option<SeedEnd>,
+    },
 }
 
 /// What became of an entry when it was applied. Every replica computes the same.
@@ -229,7 +249,7 @@ pub enum Applied {
         /// The cell whose state came back.
         to: Seq,
     },
-    /// The log holds so many bytes of what it is to begin with.
+    /// The log holds so many bytes, or groups, of what it is to begin with.
     Holding(u64),
     /// The log has begun with what it was given.
     Begun,
