@@ -231,7 +231,10 @@ impl Stage<'_> {
             }
             Moment::AfterChunks => {
                 let watch = ChunkWatch::begin(self.cluster, executor(status));
-                let make = format!("blob = os.urandom({CHUNK_BYTES})\n");
+                let make = format!(
+                    "blob = os.urandom({CHUNK_BYTES})\n\
+                     sums['blob'] = hashlib.blake2b(blob).hexdigest()\n"
+                );
                 let cell = session.begin(&make, "", level)?;
                 watch.wait().await?;
                 cell

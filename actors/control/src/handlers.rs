@@ -6,8 +6,8 @@ use callboard_policy::placement::{PlacementRequest, place};
 use callboard_protocol::{
     Envelope, Epoch, Fault, FaultCode, NodeId,
     control::{
-        FindKernel, KernelList, KernelSpec, MemberChange, MemberChanged, NodeHealth, NodeList,
-        StartKernel, StopKernel,
+        FindKernel, KernelList, KernelSpec, ListKernels, MemberChange, MemberChanged, NodeHealth,
+        NodeList, StartKernel, StopKernel,
     },
 };
 use callboard_replicated::ProposeError;
@@ -16,6 +16,7 @@ use crate::{
     actor::Context,
     desired::{Command, Outcome},
     find::find_kernel,
+    listing,
     request::{RegisterNode, Registered, check_start},
     view::{cluster_view, node_list},
 };
@@ -86,9 +87,8 @@ pub(crate) async fn stop_kernel(
     }
 }
 
-pub(crate) fn list_kernels(context: &Context) -> KernelList {
-    let kernels = context.args.group.read(|state| state.kernels().values().cloned().collect());
-    KernelList { kernels }
+pub(crate) fn list_kernels(context: &Context, asked: &ListKernels) -> KernelList {
+    context.args.group.read(|state| listing::page(state, asked))
 }
 
 pub(crate) fn find(

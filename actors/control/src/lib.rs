@@ -10,6 +10,7 @@ mod actor;
 mod desired;
 mod find;
 mod handlers;
+mod listing;
 mod membership;
 mod recover;
 mod repair;

@@ -6,6 +6,8 @@
 
 mod aborted;
 mod cell_traces;
+mod chunk_list;
+mod held;
 mod machine;
 mod publisher;
 pub mod python;
@@ -31,9 +33,11 @@ use callboard_replicated::{ChunkExchange, ChunkStore, Replicator};
 use callboard_transport::Lanes;
 use tokio::sync::watch;
 
+pub use chunk_list::IndexError;
 pub use machine::KernelMachine;
 pub use python::{PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
+pub use state::all_chunks;
 
 /// What a replica needs of the node it lives on.
 #[derive(Debug)]

@@ -62,6 +62,7 @@ fn python_config(directory: &Path) -> PythonConfig {
         program: python(),
         package_dir: unpack_package(&directory.join("python")).unwrap(),
         capture_budget_ms: 60_000,
+        state_bytes_max: 1 << 30,
     }
 }
 
@@ -340,6 +341,29 @@ async fn a_variable_outlives_the_executors_node() {
     cluster.kill_node(first).await;
     assert_eq!(value(&client, "x").await, "1");
     assert_ne!(executor(&client).await, first);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_state_changed_piece_by_piece_outlives_the_executors_node() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let setup = "import numpy as np; x = np.arange(1_000_000); views = [x[5:], x[::2]]\n\
+                 words = [f'word {i}' for i in range(200_000)]";
+    assert_eq!(value(&client, setup).await, "");
+    value(&client, "x[500_000:500_128] = -1").await;
+    value(&client, "x[999_999] = -2; words.insert(1000, 'new')").await;
+    value(&client, "views[0][0] = -3").await;
+    let first = executor(&client).await;
+    cluster.kill_node(first).await;
+    let check = "y = np.arange(1_000_000); y[500_000:500_128] = -1; y[999_999] = -2; y[5] = -3\n\
+                 (bool((x == y).all()), views[1].base is x, len(words), words[1000], words[-1])";
+    assert_eq!(value(&client, check).await, "(True, True, 200001, 'new', 'word 199999')");
+    // What is patched after a restore has the restored version as its base.
+    value(&client, "x[7] = -4").await;
+    let second = executor(&client).await;
+    cluster.start_member(first).await;
+    cluster.kill_node(second).await;
+    assert_eq!(value(&client, "int(x[7]), int(x[500_000])").await, "(-4, -1)");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,6 +16,7 @@ use callboard_transport::{
     telemetry::inject_from,
     typed::{ask, bus_fault},
 };
+use tokio::time::Instant;
 use tracing::Span;
 use uuid::Uuid;
 
@@ -27,6 +28,8 @@ use crate::{
 
 /// How long a query of a kernel waits for its answer.
 const QUERY_DEADLINE: Duration = Duration::from_secs(5);
+/// When `show` is asked again at first.
+const SHOW_AGAIN_AFTER: Duration = Duration::from_millis(150);
 
 /// How often a rewind is sent before its fate is left to the user: longer than an election takes.
 const REWIND_TRIES_MAX: u32 = 3;
@@ -87,7 +90,19 @@ impl KernelClient {
     /// # Errors
     /// As [`Self::outputs`].
     pub async fn show(&self) -> Result<KernelStatus, Fault> {
-        self.query("show", &()).await
+        // Only the leader answers. A replica that just started hears the question and stays silent
+        // until one is elected, which takes less than a second: ask again soon, then with patience.
+        let until = Instant::now() + QUERY_DEADLINE;
+        let mut patience = SHOW_AGAIN_AFTER;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.query_within("show", &(), patience.min(left)).await {
+                Err(fault) if fault.code == FaultCode::TimedOut && Instant::now() < until => {
+                    patience *= 2;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// What the kernel can go back to.
@@ -195,8 +210,21 @@ impl KernelClient {
         Req: serde::Serialize + Sync,
         Rep: serde::de::DeserializeOwned,
     {
+        self.query_within(verb, request, QUERY_DEADLINE).await
+    }
+
+    async fn query_within<Req, Rep>(
+        &self,
+        verb: &str,
+        request: &Req,
+        deadline: Duration,
+    ) -> Result<Rep, Fault>
+    where
+        Req: serde::Serialize + Sync,
+        Rep: serde::de::DeserializeOwned,
+    {
         let (subject, envelope) = (self.subject(verb), self.client.envelope());
-        ask(self.client.bus().as_ref(), &subject, &envelope, request, QUERY_DEADLINE).await
+        ask(self.client.bus().as_ref(), &subject, &envelope, request, deadline).await
     }
 }
 

@@ -32,9 +32,6 @@ pub struct Beat {
     pub suspects: Vec<NodeId>,
     /// What its Python environment lacks to run kernels; `None` if it can.
     pub python_problem: Option<String>,
-    /// Its replicas that sleep.
-    #[serde(default, skip_serializing_if = "Asleep::is_none")]
-    pub asleep: Asleep,
     /// Its stock of Python processes.
     #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
     pub python_stock: PythonStock,

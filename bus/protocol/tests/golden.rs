@@ -214,7 +214,11 @@ fn control_messages_keep_their_first_version() {
         origin: None,
         options: KernelOptions::default(),
     };
-    holds("kernel_list", &KernelList { kernels: vec![spec.clone()] });
+    let list = KernelList { kernels: vec![spec.clone()], next: None, hint: None };
+    holds("kernel_list", &list);
+    let hint = Some("there are more".to_owned());
+    holds("kernel_list_page", &KernelList { next: Some(kernel), hint, ..list });
+    holds("list_kernels", &ListKernels { after: Some(kernel) });
     let options = KernelOptions { standby: Some(Standby::Thin), parked: false };
     holds("kernel_spec_options", &KernelSpec { options, ..spec });
     let status = NodeStatus {

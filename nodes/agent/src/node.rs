@@ -36,6 +36,9 @@ use crate::{
     replicas::{ReplicaFactory, Roster},
 };
 
+/// How many times slower than a kernel's the system group's clock runs. Its heartbeats are most of
+/// what an idle cluster says; and while it has no leader, cells run on and clients ask again.
+const SYSTEM_CLOCK_SLOWER: u64 = 3;
 /// How long the replica supervisor may take to stop them all, Python processes included.
 const REPLICAS_STOP_WITHIN: Duration = Duration::from_secs(30);
 
@@ -200,10 +203,16 @@ impl RunningNode {
     /// Waits until it can no longer go on and must be started again; says why.
     pub async fn failed(&self) -> String {
         let mut log = self.replicator.failed();
+        let mut group = self.group.metrics();
         tokio::select! {
+            biased;
             () = self.root.wait() => "its supervisors gave up".to_owned(),
             Ok(reason) = log.wait_for(Option::is_some) => {
                 reason.clone().unwrap_or_default()
+            }
+            // Without it this node follows no change any more.
+            Ok(_) = group.wait_for(|now| !now.running) => {
+                "its copy of the desired state stopped".to_owned()
             }
         }
     }
@@ -337,6 +346,7 @@ async fn open(replicator: &Replicator, membership: &Membership) -> Result<System
         membership.founders.iter().map(|it| (it.member, it.node.clone())).collect();
     let options = GroupOptions {
         found: (!founders.is_empty()).then_some(founders),
+        timing: Some(replicator.timing().slower(SYSTEM_CLOCK_SLOWER)),
         ..GroupOptions::new(DesiredState::default())
     };
     replicator.open_group(GroupId::system(), membership.member, options).await

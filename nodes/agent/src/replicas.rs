@@ -74,6 +74,12 @@ impl SharedSpec {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Its version.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).version
+    }
+
     /// A newer entry.
     pub fn set(&self, spec: KernelSpec) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = spec;

@@ -74,6 +74,8 @@ pub struct NodeOptions {
     pub hibernation: HibernationConfig,
     /// Longest time one capture of a session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
+    /// Most bytes that a kernel's state may have.
+    pub state_bytes_max: u64,
     /// How long to wait for a broker that is down when the node starts.
     pub broker_wait: Duration,
     /// When the other nodes are suspected and given up.
@@ -241,6 +243,7 @@ fn python_pool(options: &NodeOptions, package_dir: PathBuf, run_dir: &Path) -> P
         program: options.python.clone(),
         package_dir,
         capture_budget_ms: options.capture_budget_ms,
+        state_bytes_max: options.state_bytes_max,
     };
     match Zygote::start(config.clone(), &options.zygote_preload, run_dir) {
         Ok(zygote) => PythonPool::start(config, run_dir, zygote, options.pool),

@@ -28,6 +28,7 @@ fn options(data_dir: &Path) -> NodeOptions {
         hibernation: Default::default(),
         disk_faults: false,
         capture_budget_ms: 1_000,
+        state_bytes_max: 1 << 30,
         broker_wait: Duration::ZERO,
         failure: FailureConfig::default(),
         repair: RepairLimits::default(),

@@ -89,6 +89,7 @@ pub async fn run(args: NodeArgs) -> Outcome {
             park_with_refused: config.park_with_refused,
         },
         capture_budget_ms: config.capture_budget_s.saturating_mul(1000),
+        state_bytes_max: config.state_mib_max.saturating_mul(1 << 20),
         broker_wait: Duration::from_secs(args.broker_wait_s),
         failure: FailureConfig {
             suspect_after_ms: config.suspect_after_ms,

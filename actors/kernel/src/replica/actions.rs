@@ -10,9 +10,10 @@ use callboard_protocol::{
 use super::{Internal, ReplicaState, tell};
 use crate::{
     aborted,
+    held::HeldState,
     python::{PythonEvent, Taken},
     running_cell::{PlacedOutput, RunningCell},
-    state::{self, Packer},
+    state::{self, Named, Packer},
 };
 
 /// More bytes than this are hashed out of the runtime's way: Raft's heartbeats would wait for it.
@@ -60,6 +61,7 @@ impl ReplicaState {
             return;
         }
         self.python_life += 1;
+        self.held = HeldState::default();
         let life = self.python_life;
         let Taken { process, mut events, hello } = self.args.context.python.take();
         self.python = Some(process);
@@ -98,12 +100,12 @@ impl ReplicaState {
         let (group, context, me) = (self.group.clone(), self.args.context.clone(), self.me.clone());
         let (owner, peers) = (self.args.spec.owner.clone(), self.peers());
         self.tasks.push(tokio::spawn(async move {
-            let named = group.read(|machine| state::chunks_of_state(machine.log()).collect());
-            let read = super::chunks::read_all(&context, &owner, &peers, &named).await;
+            let named = group.read(|machine| Named::by_state(machine.log()));
+            let read = super::chunks::read_named(&context, &owner, &peers, &named).await;
             let result = read.and_then(|bytes| {
                 group.read(|machine| {
                     let log = machine.log();
-                    state::restore_groups(log, |hash| bytes.get(hash).cloned())
+                    state::restore_groups(log.manifest(), |hash| bytes.get(hash).cloned())
                         .map(|groups| (groups, log.execution_count()))
                         .map_err(|_| "a part of its state cannot be read here".to_owned())
                 })
@@ -118,6 +120,7 @@ impl ReplicaState {
         }
         match (result, &self.python) {
             (Ok((groups, execution_count)), Some(python)) => {
+                self.held = HeldState::default();
                 python.restore(groups, execution_count);
             }
             (Err(why), _) => {
@@ -188,8 +191,20 @@ impl ReplicaState {
         let mut packer = self.read(Packer::new);
         let (captured, outputs) = (cell.captured, cell.outputs);
         let is_large = captured.length() > HASHED_IN_PLACE_BYTES_MAX;
-        let pack = || (packer.outputs(&outputs), packer.delta(captured));
+        let held = &mut self.held;
+        let pack = || (packer.outputs(&outputs), packer.delta(captured, held));
         let (outputs, delta) = if is_large { tokio::task::block_in_place(pack) } else { pack() };
+        let delta = match delta {
+            Ok(delta) => delta,
+            Err(error) => {
+                // A fresh process begins with what the log has; the cell ends interrupted.
+                tracing::error!(kernel = %self.args.spec.kernel, %error, "a defect; please report it");
+                if let Some(python) = &self.python {
+                    python.kill();
+                }
+                return;
+            }
+        };
         let chunks = packer.into_chunks();
         if chunks.is_empty() {
             self.step(Input::Finished { term: cell.term, seq: cell.seq, outputs, delta });

@@ -20,7 +20,7 @@ use callboard_replicated::{ChunkId, Group};
 use callboard_transport::{Message, typed};
 
 use super::{ReplicaState, branch::Branch};
-use crate::{KernelMachine, NodeContext, state};
+use crate::{KernelMachine, NodeContext, state::Named};
 
 /// Bytes of an earlier log in one entry, well under any broker's payload limit.
 const PIECE_BYTES: usize = 256 << 10;
@@ -154,8 +154,9 @@ impl ReplicaState {
         let metrics = self.group.metrics().borrow().clone();
         let unconfirmed =
             metrics.last_log.unwrap_or(0).saturating_sub(metrics.applied.unwrap_or(0));
+        let named = self.read(Named::by_state);
         let chunks: Vec<ChunkId> =
-            self.read(|log| state::chunks_of_state(log).map(ChunkId::from).collect());
+            named.content.into_iter().chain(named.indexes).map(ChunkId::from).collect();
         let missing = self.args.context.chunks.missing(&self.args.spec.owner, &chunks);
         let holdings = self.read(|log| Holdings {
             accepted: log.accepted(),

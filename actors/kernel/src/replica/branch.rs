@@ -5,7 +5,6 @@
 //! other kernel is asked like by anybody who looks at it: whatever it runs goes on.
 
 use std::{
-    collections::BTreeSet,
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -19,8 +18,11 @@ use callboard_protocol::{
 use callboard_replicated::{ChunkId, Group};
 use callboard_transport::typed;
 
-use super::beginning::Trouble;
-use crate::{KernelMachine, NodeContext};
+use super::{beginning::Trouble, chunks};
+use crate::{
+    KernelMachine, NodeContext,
+    state::{self, Named},
+};
 
 /// Pause between looks at whether this replica leads, and between attempts.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -62,12 +64,7 @@ impl Branch {
             let page: Manifest = self.ask("manifest", &asked).await?;
             let groups: Vec<(String, StateGroup)> =
                 rmp_serde::from_slice(&page.groups).map_err(|error| error.to_string())?;
-            let named: BTreeSet<ChunkId> = groups
-                .iter()
-                .flat_map(|(_, group)| group.chunks())
-                .map(|(id, _)| id.into())
-                .collect();
-            self.bring(&sources, &named.into_iter().collect::<Vec<_>>()).await?;
+            self.bring(&sources, &groups).await?;
             let end = (!page.more).then(|| SeedEnd {
                 refused: page.refused,
                 execution_count: page.execution_count,
@@ -88,13 +85,26 @@ impl Branch {
         Ok(status.replicas.into_iter().map(|replica| replica.node).collect())
     }
 
-    /// Pulls chunks here, then hands them to enough of the other members.
-    async fn bring(&self, sources: &[NodeId], chunks: &[ChunkId]) -> Result<(), String> {
+    /// Pulls the chunks of groups here, then hands them to enough of the other members.
+    async fn bring(
+        &self,
+        sources: &[NodeId],
+        groups: &[(String, StateGroup)],
+    ) -> Result<(), String> {
+        let named = Named::of(groups.iter().flat_map(|(_, group)| &group.parts));
+        let (context, owner) = (&self.context, &self.owner);
+        // What indexes list is known once they are here.
+        let indexes = chunks::read_all(context, owner, sources, &named.indexes).await?;
+        let all = named.expand(|index| state::listed_by(indexes.get(index)?));
+        let all = all.map_err(|index| {
+            format!("index {} of the state cannot be understood", ChunkId::from(index))
+        })?;
+        let chunks: Vec<ChunkId> = all.into_iter().map(ChunkId::from).collect();
         if chunks.is_empty() {
             return Ok(());
         }
-        let exchange = &self.context.exchange;
-        let pulled = exchange.pull(sources, &self.owner, chunks).await;
+        let exchange = &context.exchange;
+        let pulled = exchange.pull(sources, owner, &chunks).await;
         pulled.map_err(|error| error.to_string())?;
         let voters = self.group.members().voters;
         let wanted = voters.len() / 2;
@@ -103,7 +113,7 @@ impl Branch {
             if stored >= wanted {
                 break;
             }
-            match exchange.push(node, &self.owner, chunks).await {
+            match exchange.push(node, owner, &chunks).await {
                 Ok(()) => stored += 1,
                 Err(error) => last = error.to_string(),
             }

@@ -1,7 +1,7 @@
 //! Chunks of this kernel's state: spread before they are named, kept complete afterwards.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +14,10 @@ use ractor::ActorRef;
 use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{Internal, ReplicaMsg, tell};
-use crate::{KernelMachine, NodeContext, ReplicaArgs, state};
+use crate::{
+    KernelMachine, NodeContext, ReplicaArgs,
+    state::{self, Named},
+};
 
 /// Pause between attempts to reach enough nodes.
 const RETRY: Duration = Duration::from_millis(200);
@@ -102,6 +105,56 @@ pub(super) async fn read_all(
     Ok(read)
 }
 
+/// The bytes of all chunks that are `named`, those that indexes list among them.
+///
+/// # Errors
+/// A sentence if a chunk can be had nowhere, or an index cannot be read.
+pub(super) async fn read_named(
+    context: &NodeContext,
+    owner: &OwnerId,
+    peers: &[NodeId],
+    named: &Named,
+) -> Result<BTreeMap<Hash, Bytes>, String> {
+    let mut read = read_all(context, owner, peers, &named.indexes).await?;
+    let all = named.expand(|index| state::listed_by(read.get(index)?)).map_err(|index| {
+        format!("index {} of the state cannot be understood", ChunkId::from(index))
+    })?;
+    let content = all.difference(&named.indexes).copied().collect();
+    read.append(&mut read_all(context, owner, peers, &content).await?);
+    Ok(read)
+}
+
+/// What the indexes list that were read so far: they are looked at after every cell.
+#[derive(Debug, Default)]
+struct Lists(HashMap<Hash, Vec<Hash>>);
+
+impl Lists {
+    /// Reads the indexes that are here and forgets those that nothing names any more.
+    async fn update(&mut self, context: &NodeContext, owner: &OwnerId, named: &Named) {
+        self.0.retain(|index, _| named.indexes.contains(index));
+        for index in &named.indexes {
+            if self.0.contains_key(index) {
+                continue;
+            }
+            let read = context.chunks.get(owner, ChunkId::from(*index)).await;
+            if let Some(listed) = read.ok().flatten().and_then(|bytes| state::listed_by(&bytes)) {
+                self.0.insert(*index, listed);
+            }
+        }
+    }
+
+    /// The chunks of `named` that are not here. What an absent index lists is found out when the
+    /// index is here.
+    fn missing(&self, context: &NodeContext, owner: &OwnerId, named: &Named) -> Vec<ChunkId> {
+        let (known, absent): (BTreeSet<Hash>, BTreeSet<Hash>) =
+            named.indexes.iter().partition(|index| self.0.contains_key(*index));
+        let known = Named { content: named.content.clone(), indexes: known };
+        let all = known.expand(|index| self.0.get(index).cloned()).unwrap_or_default();
+        let ids: Vec<ChunkId> = all.into_iter().chain(absent).map(ChunkId::from).collect();
+        context.chunks.missing(owner, &ids)
+    }
+}
+
 /// Keeps a replica's chunks complete and says whether they are.
 #[derive(Debug)]
 pub(super) struct ChunkKeeper {
@@ -119,15 +172,14 @@ impl ChunkKeeper {
         let (context, owner, woken) = (args.context.clone(), args.spec.owner.clone(), wake.clone());
         let replica = args.replica;
         let task = tokio::spawn(async move {
+            let mut lists = Lists::default();
             loop {
-                let named = group.read(|machine| state::chunks_named(machine.log()));
-                let ids: Vec<ChunkId> = named.into_iter().map(ChunkId::from).collect();
-                let missing = context.chunks.missing(&owner, &ids);
+                let (named, of_state) = group
+                    .read(|machine| (Named::by_log(machine.log()), Named::by_state(machine.log())));
+                lists.update(&context, &owner, &named).await;
+                let missing = lists.missing(&context, &owner, &named);
                 // What only an earlier state or an output needs keeps nobody from taking over.
-                let of_state: Vec<ChunkId> = group.read(|machine| {
-                    state::chunks_of_state(machine.log()).map(ChunkId::from).collect()
-                });
-                let is_readable = context.chunks.missing(&owner, &of_state).is_empty();
+                let is_readable = lists.missing(&context, &owner, &of_state).is_empty();
                 tell(&me, Internal::BaseReadable(is_readable, missing.is_empty()));
                 if missing.is_empty() {
                     woken.notified().await;

@@ -54,7 +54,11 @@ impl Life {
         if let Self::Asleep(sleeper) = self {
             match sleeper.hear(&internal) {
                 Heard::Nothing => return Ok(()),
-                Heard::Call(why) => self.wake(why).await?,
+                Heard::Call(why) => {
+                    // Whoever called stands for election already.
+                    let stands = !matches!(internal, Internal::Called);
+                    self.wake(why, stands).await?;
+                }
             }
         }
         if let Self::Awake(state) = self {
@@ -74,7 +78,7 @@ impl Life {
         if let Self::Asleep(sleeper) = self
             && spec.version > sleeper.kept.args.spec.version
         {
-            self.wake("its entry in the desired state changed").await?;
+            self.wake("its entry in the desired state changed", true).await?;
         }
         if let Self::Awake(state) = self {
             state.spec_changed(spec);
@@ -107,18 +111,19 @@ impl Life {
         }
     }
 
-    async fn wake(&mut self, why: &'static str) -> anyhow::Result<()> {
+    /// Opens the group. The last leader stands for election at once, if `stands`.
+    async fn wake(&mut self, why: &'static str, stands: bool) -> anyhow::Result<()> {
         let Self::Asleep(sleeper) = std::mem::replace(self, Self::Between) else { return Ok(()) };
         let Sleeper { kept, sleeping, dormant, .. } = *sleeper;
         let kernel = kept.args.spec.kernel;
         tracing::debug!(%kernel, replica = %kept.args.replica, why, "waking");
-        let led = sleeping.leader == kept.args.replica;
+        let is_first = stands && sleeping.leader == kept.args.replica;
         let options = GroupOptions::new(KernelMachine::default());
         let (group, events) = dormant
             .wake(options)
             .await
             .with_context(|| format!("kernel {kernel} cannot wake on this node"))?;
-        if led {
+        if is_first {
             // Nobody leads, and whoever led last is as good as any other.
             group.trigger_elect().await;
         }
@@ -190,6 +195,10 @@ impl ReplicaState {
             voters: self.group.members().voters,
             spec_version: self.args.spec.version,
             status,
+            chunks: self.read(|log| {
+                let named = crate::state::chunks_named(log);
+                named.iter().map(|hash| bytes::Bytes::copy_from_slice(hash)).collect()
+            }),
         }
     }
 }

@@ -47,6 +47,7 @@ use starting::Tasks;
 use crate::{
     KernelMachine, ReplicaArgs,
     cell_traces::CellTraces,
+    held::HeldState,
     publisher::Publisher,
     python::{PythonEvent, PythonProcess, RestoreGroup},
     requests::{self, Asked},
@@ -151,6 +152,7 @@ pub struct ReplicaState {
     python_life: u64,
     python_failures: u32,
     cell: Option<RunningCell>,
+    held: HeldState,
     numbers: OutputNumbers,
     held_replies: BTreeMap<Seq, PlacedOutput>,
     abort_through: Seq,

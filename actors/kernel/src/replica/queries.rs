@@ -15,7 +15,10 @@ use callboard_protocol::{
 use callboard_transport::{Message, typed};
 
 use super::ReplicaState;
-use crate::NodeContext;
+use crate::{
+    NodeContext,
+    state::{Named, pieces},
+};
 
 /// Bytes of outputs in one answer. In base64 and with JSON around it, it stays under the broker's
 /// usual limit of 1 MiB.
@@ -210,14 +213,14 @@ async fn load(
 ) -> (Vec<Output>, bool) {
     let (mut outputs, mut lost) = (Vec::with_capacity(logged.len()), false);
     for LoggedOutput { place, message } in logged {
-        let message = match message {
-            Part::Inline(bytes) => Some(bytes),
-            Part::Chunk { hash, .. } => {
-                let wanted = std::iter::once(hash).collect();
-                let read = super::chunks::read_all(context, owner, peers, &wanted).await;
-                read.ok().and_then(|mut bytes| bytes.remove(&hash))
-            }
-        };
+        let named = Named::of([&message]);
+        let read = super::chunks::read_named(context, owner, peers, &named).await;
+        let pieces =
+            read.ok().and_then(|read| pieces(&message, |hash| read.get(hash).cloned()).ok());
+        let message = pieces.map(|pieces| match &pieces[..] {
+            [whole] => whole.clone(),
+            pieces => pieces.concat().into(),
+        });
         match message {
             Some(message) => outputs.push(Output { place, message }),
             None => {

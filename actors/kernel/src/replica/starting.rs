@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{Internal, ReplicaMsg, ReplicaState, chunks, tell};
 use crate::{
-    KernelMachine, ReplicaArgs, cell_traces::CellTraces, publisher::Publisher,
+    KernelMachine, ReplicaArgs, cell_traces::CellTraces, held::HeldState, publisher::Publisher,
     python::PythonProcess, running_cell::OutputNumbers,
 };
 
@@ -36,7 +36,12 @@ const FIRST_VERSION: u64 = 1;
 /// How a former life of the node ended if nobody saw it.
 const UNSEEN_END: &str = "its process ended and was started again";
 /// Bits of an incarnation that count the replica's lives within one life of its node.
-const LIVES_BITS: u32 = 24;
+pub(super) const LIVES_BITS: u32 = 24;
+
+/// The life of the node in which a replica had this incarnation.
+pub(super) fn life_of_node(replica: Incarnation) -> Incarnation {
+    Incarnation(replica.0 >> LIVES_BITS)
+}
 
 /// Tasks that end with whoever holds them.
 #[derive(Debug, Default)]
@@ -159,6 +164,7 @@ impl ReplicaState {
             python_life,
             python_failures: 0,
             cell: None,
+            held: HeldState::default(),
             numbers,
             held_replies: BTreeMap::new(),
             abort_through: Seq::default(),

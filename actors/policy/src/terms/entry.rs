@@ -25,6 +25,13 @@ pub enum Part {
         /// How many.
         length: u64,
     },
+    /// The name of a chunk that lists the chunks which make up the bytes.
+    Chunked {
+        /// blake3 of that chunk, the index.
+        index: Hash,
+        /// How many bytes the chunks have together.
+        length: u64,
+    },
 }
 
 impl Part {
@@ -33,7 +40,7 @@ impl Part {
     pub fn length(&self) -> u64 {
         match self {
             Self::Inline(bytes) => bytes.len() as u64,
-            Self::Chunk { length, .. } => *length,
+            Self::Chunk { length, .. } | Self::Chunked { length, .. } => *length,
         }
     }
 }
@@ -44,6 +51,9 @@ impl std::fmt::Debug for Part {
             Self::Inline(bytes) => write!(f, "inline({} bytes)", bytes.len()),
             Self::Chunk { hash, length } => {
                 write!(f, "chunk({:02x}{:02x}…, {length} bytes)", hash[0], hash[1])
+            }
+            Self::Chunked { index, length } => {
+                write!(f, "chunks({:02x}{:02x}…, {length} bytes)", index[0], index[1])
             }
         }
     }
@@ -61,10 +71,13 @@ pub struct StateGroup {
 }
 
 impl StateGroup {
-    /// The chunks the group names, each with the length of its bytes.
+    /// The chunks the group names itself, each with the length of the bytes it stands for.
+    /// Versions of a large part may share most of what an index lists: this counts each whole.
     pub fn chunks(&self) -> impl Iterator<Item = (Hash, u64)> {
         self.parts.iter().filter_map(|part| match part {
-            Part::Chunk { hash, length } => Some((*hash, *length)),
+            Part::Chunk { hash, length } | Part::Chunked { index: hash, length } => {
+                Some((*hash, *length))
+            }
             Part::Inline(_) => None,
         })
     }

@@ -477,7 +477,7 @@ fn inline_bytes(group: &StateGroup) -> u64 {
     let names: u64 = group.names.iter().map(|name| name.len() as u64).sum();
     let parts = group.parts.iter().map(|part| match part {
         Part::Inline(bytes) => bytes.len() as u64,
-        Part::Chunk { .. } => CHUNK_NAME_BYTES,
+        Part::Chunk { .. } | Part::Chunked { .. } => CHUNK_NAME_BYTES,
     });
     names + parts.sum::<u64>()
 }
