@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::{DiskId, Epoch, GroupId, KernelId, NodeId, OwnerId, ReplicaId, Seq},
     node::PythonStock,
+    storage::DiskBeat,
 };
 
 /// Creates a kernel. Idempotent for the same id.
@@ -292,6 +293,9 @@ pub struct NodeStatus {
     pub running_cells: u32,
     /// What its Python environment lacks; `None` if it can run kernels.
     pub python_problem: Option<String>,
+    /// How full its disk is; unknown of nodes of the version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_level: Option<DiskBeat>,
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub asleep: u32,

@@ -14,6 +14,7 @@ use callboard_protocol::{
     history::*,
     kernel::*,
     node::{Asleep, Beat, Kill, NodeExited, PythonStock},
+    storage::*,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -232,6 +233,7 @@ fn control_messages_keep_their_first_version() {
         replicas: 3,
         running_cells: 1,
         python_problem: None,
+        disk_level: None,
         asleep: 0,
         python_stock: PythonStock::default(),
     };
@@ -316,12 +318,44 @@ fn node_messages_keep_their_first_version() {
         python_problem: Some("no ipykernel".to_owned()),
         asleep: Asleep::default(),
         python_stock: PythonStock::default(),
+        disk_level: None,
     };
     holds("beat", &beat);
     let asleep = Asleep { count: 2, digest: 0x1234_5678_9abc_def0 };
     holds("beat_asleep", &Beat { asleep, ..beat.clone() });
     let python_stock = PythonStock { ready: 3, target: 4, zygote_pid: Some(4712), preloaded: 2 };
     holds("beat_with_stock", &Beat { python_stock, ..beat });
+}
+
+#[test]
+fn storage_messages_keep_their_first_version() {
+    holds("disk_beat", &DiskBeat { used_percent: 96, is_high: true });
+    holds("purge", &Purge { kernel: KernelId(uuid(3)) });
+    holds("purged", &Purged { chunks: 2, bytes: 3000, left: 1 });
+    let chunks = vec!["00ff".to_owned()];
+    holds("named_among", &NamedAmong { owner: OwnerId::default(), chunks });
+    holds("named", &Named { positions: vec![0, 7] });
+    holds(
+        "node_storage",
+        &NodeStorage {
+            node: node(1),
+            disk_used_bytes: 100,
+            disk_free_bytes: 50,
+            disk_high_water_percent: 95,
+            disk_is_high: false,
+            reserve_bytes: 10,
+            owner_quota_bytes: 0,
+            owners: vec![OwnerStorage { owner: OwnerId::default(), chunks: 2, bytes: 3000 }],
+            moved: Moved { stored_bytes: 1, sent_bytes: 2, received_bytes: 3, ..Moved::default() },
+            collector_waits: Some("waiting for 1 member".to_owned()),
+            damaged: vec![DamagedChunk {
+                owner: OwnerId::default(),
+                chunk: "00ff".to_owned(),
+                kernels: vec![uuid(3).to_string()],
+                is_repaired: true,
+            }],
+        },
+    );
 }
 
 #[test]

@@ -51,6 +51,8 @@ pub enum Verb {
     Outputs(OutputsArgs),
     /// Show the nodes.
     Nodes,
+    /// Show what lies on the nodes' disks: chunks per owner, what moved, what is damaged.
+    Storage,
     /// Show what happens in the cluster.
     Events(EventsArgs),
     /// End an actor by force, to see the others carry on.
@@ -140,6 +142,9 @@ pub enum KernelVerb {
     Stop {
         /// Which.
         kernel: String,
+        /// Remove its chunks at once, not within the grace period.
+        #[arg(long)]
+        purge: bool,
         /// Do not ask.
         #[arg(long, short)]
         yes: bool,

@@ -19,7 +19,7 @@ use crate::{
     exec,
     exit::{Exit, Failure, Outcome},
     output::{say, table},
-    recover, undo,
+    recover, storage, undo,
 };
 
 /// How long `kernel start --wait` waits: placing, forming the group and starting Python.
@@ -40,6 +40,7 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
         KernelVerb::Show { kernel } => show(context, &kernel).await,
         KernelVerb::Exec(args) => exec::run(context, args).await,
         KernelVerb::Interrupt { kernel } => interrupt(context, &kernel).await,
+        KernelVerb::Stop { kernel, purge, yes } => stop(context, &kernel, purge, yes).await,
         KernelVerb::Log { kernel } => undo::log(context, &kernel).await,
         KernelVerb::Checkpoint { kernel, name, drop } => {
             undo::checkpoint(context, &kernel, name, drop).await
@@ -49,7 +50,6 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
         KernelVerb::Recover { kernel, from, yes } => {
             recover::run(context, &kernel, from, yes).await
         }
-        KernelVerb::Stop { kernel, yes } => stop(context, &kernel, yes).await,
     }
 }
 
@@ -222,7 +222,7 @@ async fn interrupt(context: &Context, kernel: &str) -> Outcome {
     Ok(Exit::Ok)
 }
 
-async fn stop(context: &Context, kernel: &str, yes: bool) -> Outcome {
+async fn stop(context: &Context, kernel: &str, purge: bool, yes: bool) -> Outcome {
     let (client, spec) = context.find(kernel).await?;
     let plan = format!(
         "This ends kernel {}{} for good and deletes its variables and outputs from {}.",
@@ -232,6 +232,9 @@ async fn stop(context: &Context, kernel: &str, yes: bool) -> Outcome {
     );
     confirm(&plan, yes)?;
     let spec = client.control().stop_kernel(spec.kernel).await?;
+    if purge {
+        storage::purge(&client, &spec).await;
+    }
     context.printer.data(&spec, |spec| spec.kernel.to_string())?;
     Ok(Exit::Ok)
 }

@@ -57,6 +57,7 @@ fn views(healths: &[NodeHealth]) -> (NodesView, ClusterView) {
             replicas: 0,
             running_cells: 0,
             python_problem: None,
+            disk_high_percent: None,
         });
     }
     (nodes, cluster)
