@@ -181,6 +181,7 @@ impl ReplicaState {
             chunks_complete: false,
             changing_members: false,
             told_generation: None,
+            trouble: super::beginning::Trouble::default(),
             sleep_due: None,
             tasks,
             feeds,
