@@ -19,7 +19,7 @@ use callboard_replicated::{ChunkId, Group};
 use callboard_transport::{Message, typed};
 
 use super::ReplicaState;
-use crate::{KernelMachine, NodeContext, state};
+use crate::{KernelMachine, NodeContext, state::Named};
 
 /// Bytes of an earlier log in one entry, well under any broker's payload limit.
 const PIECE_BYTES: usize = 256 << 10;
@@ -113,14 +113,17 @@ impl ReplicaState {
         let metrics = self.group.metrics().borrow().clone();
         let unconfirmed =
             metrics.last_log.unwrap_or(0).saturating_sub(metrics.applied.unwrap_or(0));
-        let chunks: Vec<ChunkId> =
-            self.read(|log| state::chunks_of_state(log).map(ChunkId::from).collect());
+        let named = self.read(Named::by_state);
+        let chunks = named.content.union(&named.indexes).copied().map(ChunkId::from);
+        let chunks: Vec<ChunkId> = chunks.collect();
         let missing = self.args.context.chunks.missing(&self.args.spec.owner, &chunks);
+        // What an index lists is looked at by the keeper of the chunks.
+        let missing_chunks = (missing.len() as u64).max(u64::from(!self.chunks_complete));
         let holdings = self.read(|log| Holdings {
             accepted: log.accepted(),
             completed: log.completed(),
             unconfirmed,
-            missing_chunks: missing.len() as u64,
+            missing_chunks,
         });
         self.answer_with(message, Ok(holdings));
     }
