@@ -30,8 +30,8 @@ use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Fault, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
     SubjectPattern,
     control::{
-        KernelOptions, KernelSpec, MemberChange, MemberChanged, NodeHealth, Recovery, ReplicaSpec,
-        Standby, Standing,
+        KernelOptions, KernelSpec, MemberChange, MemberChanged, NodeHealth, Origin, Recovery,
+        ReplicaSpec, Standby, Standing,
     },
     history::{KeepState, Rewind, RewindPlan},
     kernel::{CellOutcome, KernelPhase, Level, ReplicaRole},
@@ -149,6 +149,7 @@ impl Cluster {
             version: 1,
             generation: 0,
             recovery: None,
+            origin: None,
             options,
         };
         let mut cluster = Self {
@@ -276,6 +277,20 @@ impl Cluster {
         };
         let why = || format!("{} processes, not {wanted}", self.pythons());
         tokio::time::timeout(DEADLINE, becoming).await.unwrap_or_else(|_| panic!("{}", why()));
+    }
+
+    /// Another kernel on the same nodes, which begins with a state of the first.
+    async fn branch(&mut self, at: &str) -> KernelClient {
+        let origin = Origin::Kernel { kernel: self.spec.kernel, at: at.to_owned() };
+        let mut spec = KernelSpec { kernel: KernelId::generate(), version: 1, ..self.spec.clone() };
+        spec.origin = Some(origin);
+        for (n, member) in &self.members {
+            let context = member.context.clone();
+            let args = ReplicaArgs { spec: spec.clone(), replica: ReplicaId(*n), context };
+            Actor::spawn(None, Replica, args).await.unwrap();
+        }
+        let bus = self.net.connect("client");
+        Client::new(bus, ClusterId::new("test").unwrap()).kernel(spec.kernel)
     }
 
     fn client(&self) -> KernelClient {
@@ -750,4 +765,26 @@ async fn a_kernel_goes_on_with_one_survivor_of_a_lost_majority() {
     tokio::time::timeout(DEADLINE, back.task).await.expect("it does not end").unwrap();
     assert_eq!(value(&client, "x").await, "1");
     actor.stop(None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_branch_begins_with_an_earlier_state_and_the_two_go_apart() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; big = np.arange(100_000); words = ['a']").await;
+    value(&client, "big[0] = 7; words.append('b')").await;
+    let first = cluster.branch("1").await;
+    let gone = cluster.branch("9").await;
+    assert_eq!(value(&first, "int(big[0]), words").await, "(0, ['a'])");
+    value(&first, "big[0] = 5").await;
+    assert_eq!(value(&client, "int(big[0]), words").await, "(7, ['a', 'b'])");
+    assert_eq!(value(&first, "int(big[0])").await, "5");
+    let waits = loop {
+        let status = gone.show().await;
+        match status.ok().and_then(|status| status.waits_for) {
+            Some(waits) if waits.contains("no cell 9 yet") => break waits,
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    assert!(waits.starts_with("it waits for the state 9 of kernel"), "{waits}");
 }

@@ -24,6 +24,24 @@ pub struct StartKernel {
     /// How it is kept.
     #[serde(default, skip_serializing_if = "KernelOptions::is_default")]
     pub options: KernelOptions,
+    /// What it begins with; nothing if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// What a kernel begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A state of another kernel of the same owner, which its leader is asked for.
+    Kernel {
+        /// The other kernel.
+        kernel: KernelId,
+        /// Which of its states, as in [`crate::history::Rewind::to`].
+        at: String,
+    },
+    /// A state that whoever starts it uploads.
+    Upload,
 }
 
 /// How a kernel is kept while it has nothing to do.
@@ -116,6 +134,9 @@ pub struct KernelSpec {
     /// The recovery that is under way, if one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
+    /// What it began with, or is about to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 fn is_first(generation: &u64) -> bool {

@@ -158,6 +158,7 @@ fn kernel_messages_keep_their_first_version() {
         refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
         state_bytes: 4096,
         last_loss: None,
+        waits_for: None,
         phase: KernelPhase::Starting,
     };
     holds("kernel_status", &status);
@@ -180,8 +181,15 @@ fn kernel_messages_keep_their_first_version() {
 fn control_messages_keep_their_first_version() {
     let kernel = KernelId(uuid(3));
     let options = KernelOptions::default();
-    let start = StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3, options };
+    let start =
+        StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3, options, origin: None };
     holds("start_kernel", &start);
+    let at = "@7".to_owned();
+    let origins = [Origin::Kernel { kernel, at }, Origin::Upload];
+    let begins = |origin| StartKernel { origin: Some(origin), ..start.clone() };
+    holds("start_kernel_with_origin", &origins.map(begins));
+    let (from, version) = (ReplicaId(2), Some(9));
+    holds("recover_kernel", &RecoverKernel { kernel, from, version, plan_only: true });
     let options = KernelOptions { standby: Some(Standby::Hot), parked: true };
     holds("start_kernel_options", &StartKernel { options, ..start });
     holds("stop_kernel", &StopKernel { kernel });
@@ -204,6 +212,7 @@ fn control_messages_keep_their_first_version() {
         version: 9,
         generation: 0,
         recovery: None,
+        origin: None,
         options: KernelOptions::default(),
     };
     let list = KernelList { kernels: vec![spec.clone()], next: None, hint: None };
@@ -268,6 +277,10 @@ fn history_messages_keep_their_first_version() {
         redone: vec![cell],
     };
     holds("rewind_plan", &plan);
+    let end = SeedEnd { refused: Vec::new(), execution_count: 2, from: "a file".to_owned() };
+    let groups = Bytes::from_static(b"\x90");
+    holds("seed_page", &SeedPage { skip: 1, groups, end: Some(end) });
+    holds("seed_progress", &SeedProgress { held: 1, has_begun: true });
     holds("get_manifest", &GetManifest { at: Some("@3".to_owned()), skip: 2 });
     let refused = vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }];
     let manifest = Manifest {

@@ -116,6 +116,17 @@ pub enum KernelVerb {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Start a new kernel with a state of another one.
+    Branch {
+        /// The other one.
+        kernel: String,
+        /// Which of its states, as for `rewind` [default: the present one].
+        #[arg(long, value_name = "CELL|NAME")]
+        at: Option<String>,
+        /// A name for the new one.
+        #[arg(long)]
+        name: Option<String>,
+    },
     /// After most of a kernel's replicas are lost for good: go on with one that is not.
     Recover {
         /// Which kernel.

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     args::{KernelVerb, StartArgs},
+    branch,
     context::{Context, confirm},
     exec,
     exit::{Exit, Failure, Outcome},
@@ -45,6 +46,7 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
             undo::checkpoint(context, &kernel, name, drop).await
         }
         KernelVerb::Rewind { kernel, to, yes } => undo::rewind(context, &kernel, to, yes).await,
+        KernelVerb::Branch { kernel, at, name } => branch::run(context, &kernel, at, name).await,
         KernelVerb::Recover { kernel, from, yes } => {
             recover::run(context, &kernel, from, yes).await
         }
@@ -56,7 +58,8 @@ async fn start(context: &Context, args: StartArgs) -> Outcome {
     let kernel = KernelId::generate();
     let standby = args.standby.map(Standby::from);
     let options = KernelOptions { standby, parked: args.parked };
-    let request = StartKernel { kernel, name: args.name, replicas: args.replicas, options };
+    let request =
+        StartKernel { kernel, name: args.name, replicas: args.replicas, options, origin: None };
     let spec = client.control().start_kernel(&request).await?;
     if args.wait {
         wait_ready(&client, kernel).await?;
@@ -166,6 +169,9 @@ fn describe(shown: &Shown) -> String {
     }
     for refused in &status.refused {
         lines.push(format!("not kept   {}: {}", refused.name, refused.reason));
+    }
+    if let Some(waits) = &status.waits_for {
+        lines.push(format!("not begun  {waits}"));
     }
     if let Some(loss) = &status.last_loss {
         lines.push(format!("last loss  {loss}"));

@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod branch;
 pub mod config;
 pub mod context;
 pub mod demo;

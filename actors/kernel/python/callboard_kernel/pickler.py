@@ -177,6 +177,8 @@ class StatePickler(cloudpickle.Pickler):
         self.own = own
         self.classes: set[str] = set()
         self.by_value: set[int] = set()
+        # cloudpickle's own notes, by ids of objects that may be gone.
+        self.globals_ref: dict[int, Any] = {}
 
     def rest(self) -> None:
         """Lets go of every object, but not of the memory of the memo."""

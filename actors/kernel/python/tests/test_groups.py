@@ -295,6 +295,16 @@ def test_a_small_change_in_large_memory_sends_its_chunk_only(session, tracker):
     assert session["m"]["v"].base is session["m"]["a"]
 
 
+@pytest.mark.parametrize(("extra", "is_patched"), [(0, False), (1, True)])
+def test_what_the_node_keeps_as_one_chunk_is_sent_whole(session, tracker, extra, is_patched):
+    session["a"] = np.zeros((1 << 20) + extra, "u1")
+    tracker.capture()
+    session["a"][9] = 1
+    delta = tracker.capture()
+    entry = next(entry for entry in delta.upsert if entry["group"] == "variables:a")
+    assert (1 in [patch["part"] for patch in entry["patches"]]) == is_patched
+
+
 def test_after_a_restore_a_group_is_sent_whole_once(session, tracker):
     run(session, "import numpy as np\na = np.zeros(1_000_000)")
     kept = held(tracker.capture())

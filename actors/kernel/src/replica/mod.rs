@@ -9,6 +9,7 @@
 mod actions;
 mod asleep;
 mod beginning;
+mod branch;
 mod chunks;
 mod hibernating;
 mod life;
@@ -176,6 +177,7 @@ pub struct ReplicaState {
     chunks_complete: bool,
     changing_members: bool,
     told_generation: Option<Instant>,
+    trouble: beginning::Trouble,
     hibernation: Hibernation,
     /// It sleeps after this message; whom it tells then.
     sleep_due: Option<(SleepOffer, Vec<ReplicaId>)>,
@@ -295,7 +297,7 @@ impl ReplicaState {
         match requests::parse(&message) {
             Ok(Asked::Cell(_)) if self.lacks_disk(&message) => {}
             // Whoever sent it sends it again, and by then there is a log to put it in.
-            Ok(Asked::Cell(_)) if self.is_beginning() => {}
+            Ok(Asked::Cell(_)) if self.is_recovering() => {}
             Ok(Asked::Cell(request)) => {
                 if let Some(reply_to) = message.reply_to {
                     let (_, askers) = self

@@ -198,6 +198,7 @@ impl ReplicaState {
             .iter()
             .filter(|r| matches!(r.role, ReplicaRole::Executor | ReplicaRole::Standby))
             .count() as u64;
+        let waits_for = self.waits_for();
         self.read(|log| KernelStatus {
             term: log.open_term().map(|open| open.term),
             accepted: log.accepted(),
@@ -220,6 +221,7 @@ impl ReplicaState {
                 .map(Part::length)
                 .sum(),
             last_loss: log.last_loss().map(str::to_owned),
+            waits_for,
             phase: self.phase(log),
         })
     }

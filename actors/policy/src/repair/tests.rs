@@ -28,6 +28,7 @@ fn kernel(number: u128, standings: &[(usize, Standing)]) -> KernelSpec {
         version: 5,
         generation: 0,
         recovery: None,
+        origin: None,
         options: Default::default(),
     }
 }

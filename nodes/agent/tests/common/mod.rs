@@ -1,7 +1,6 @@
 //! Several nodes in one process, on an in-memory bus, simulated disks and a paused clock, with
 //! replicas that do no more than exist.
 #![allow(dead_code, reason = "each test file uses a part of it")]
-
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 mod fake;
@@ -264,7 +263,13 @@ impl TestCluster {
 
     /// Starts a kernel of three and waits until its members run.
     pub(crate) async fn start_kernel(&self, kernel: KernelId) -> KernelSpec {
-        let request = StartKernel { kernel, name: None, replicas: 3, options: Default::default() };
+        let request = StartKernel {
+            kernel,
+            name: None,
+            replicas: 3,
+            options: Default::default(),
+            origin: None,
+        };
         let spec: KernelSpec = self.until("a kernel", "start_kernel", &request, Some).await;
         self.until_running(&spec).await;
         spec
