@@ -15,11 +15,11 @@ use callboard_protocol::{
     ActorKind, Envelope, GroupId, Subject,
     control::{Holdings, MemberChange, Recovery},
 };
-use callboard_replicated::{ChunkId, Group};
+use callboard_replicated::Group;
 use callboard_transport::{Message, typed};
 
 use super::ReplicaState;
-use crate::{KernelMachine, NodeContext, state};
+use crate::{KernelMachine, NodeContext, state::Named};
 
 /// Bytes of an earlier log in one entry, well under any broker's payload limit.
 const PIECE_BYTES: usize = 256 << 10;
@@ -113,9 +113,9 @@ impl ReplicaState {
         let metrics = self.group.metrics().borrow().clone();
         let unconfirmed =
             metrics.last_log.unwrap_or(0).saturating_sub(metrics.applied.unwrap_or(0));
-        let chunks: Vec<ChunkId> =
-            self.read(|log| state::chunks_of_state(log).map(ChunkId::from).collect());
-        let missing = self.args.context.chunks.missing(&self.args.spec.owner, &chunks);
+        let named = self.read(Named::by_state);
+        let missing =
+            self.chunk_keeper.missing(&self.args.context, &self.args.spec.owner, &named);
         let holdings = self.read(|log| Holdings {
             accepted: log.accepted(),
             completed: log.completed(),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -125,32 +125,39 @@ pub(super) async fn read_named(
 }
 
 /// What the indexes list that were read so far: they are looked at after every cell.
-#[derive(Debug, Default)]
-struct Lists(HashMap<Hash, Vec<Hash>>);
+#[derive(Debug, Clone, Default)]
+struct Lists(Arc<Mutex<HashMap<Hash, Vec<Hash>>>>);
 
 impl Lists {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Hash, Vec<Hash>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reads the indexes that are here and forgets those that nothing names any more.
-    async fn update(&mut self, context: &NodeContext, owner: &OwnerId, named: &Named) {
-        self.0.retain(|index, _| named.indexes.contains(index));
-        for index in &named.indexes {
-            if self.0.contains_key(index) {
-                continue;
-            }
-            let read = context.chunks.get(owner, ChunkId::from(*index)).await;
+    async fn update(&self, context: &NodeContext, owner: &OwnerId, named: &Named) {
+        let unread: Vec<Hash> = {
+            let mut lists = self.lock();
+            lists.retain(|index, _| named.indexes.contains(index));
+            named.indexes.iter().filter(|index| !lists.contains_key(*index)).copied().collect()
+        };
+        for index in unread {
+            let read = context.chunks.get(owner, ChunkId::from(index)).await;
             if let Some(listed) = read.ok().flatten().and_then(|bytes| state::listed_by(&bytes)) {
-                self.0.insert(*index, listed);
+                self.lock().insert(index, listed);
             }
         }
     }
 
-    /// The chunks of `named` that are not here. What an absent index lists is found out when the
-    /// index is here.
+    /// The chunks of `named`. What an index lists that is not here is found out when it is.
+    fn expand(&self, named: &Named) -> BTreeSet<Hash> {
+        let lists = self.lock();
+        let listed = |index| lists.get(index).cloned().unwrap_or_default();
+        named.expand(|index| Some(listed(index))).unwrap_or_default()
+    }
+
+    /// Those of them that are not here.
     fn missing(&self, context: &NodeContext, owner: &OwnerId, named: &Named) -> Vec<ChunkId> {
-        let (known, absent): (BTreeSet<Hash>, BTreeSet<Hash>) =
-            named.indexes.iter().partition(|index| self.0.contains_key(*index));
-        let known = Named { content: named.content.clone(), indexes: known };
-        let all = known.expand(|index| self.0.get(index).cloned()).unwrap_or_default();
-        let ids: Vec<ChunkId> = all.into_iter().chain(absent).map(ChunkId::from).collect();
+        let ids: Vec<ChunkId> = self.expand(named).into_iter().map(ChunkId::from).collect();
         context.chunks.missing(owner, &ids)
     }
 }
@@ -159,6 +166,7 @@ impl Lists {
 #[derive(Debug)]
 pub(super) struct ChunkKeeper {
     wake: Arc<Notify>,
+    lists: Lists,
     task: JoinHandle<()>,
 }
 
@@ -171,8 +179,9 @@ impl ChunkKeeper {
         let wake = Arc::new(Notify::new());
         let (context, owner, woken) = (args.context.clone(), args.spec.owner.clone(), wake.clone());
         let replica = args.replica;
+        let lists = Lists::default();
+        let known = lists.clone();
         let task = tokio::spawn(async move {
-            let mut lists = Lists::default();
             loop {
                 let (named, of_state) = group
                     .read(|machine| (Named::by_log(machine.log()), Named::by_state(machine.log())));
@@ -200,7 +209,22 @@ impl ChunkKeeper {
             }
         });
         wake.notify_one();
-        Self { wake, task }
+        Self { wake, lists: known, task }
+    }
+
+    /// Every chunk of `named`, as far as its indexes are here.
+    pub(super) fn expand(&self, named: &Named) -> BTreeSet<Hash> {
+        self.lists.expand(named)
+    }
+
+    /// The chunks of `named` that are known not to be here.
+    pub(super) fn missing(
+        &self,
+        context: &NodeContext,
+        owner: &OwnerId,
+        named: &Named,
+    ) -> Vec<ChunkId> {
+        self.lists.missing(context, owner, named)
     }
 
     /// Looks again: the log moved on.

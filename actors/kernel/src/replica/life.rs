@@ -196,7 +196,7 @@ impl ReplicaState {
             spec_version: self.args.spec.version,
             status,
             chunks: self.read(|log| {
-                let named = crate::state::chunks_named(log);
+                let named = self.chunk_keeper.expand(&crate::state::Named::by_log(log));
                 named.iter().map(|hash| bytes::Bytes::copy_from_slice(hash)).collect()
             }),
         }
