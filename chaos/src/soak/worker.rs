@@ -145,7 +145,7 @@ async fn one_kernel(
 async fn start(shared: &Shared<'_>) -> Result<KernelId, ChaosError> {
     let kernel = KernelId::generate();
     let request =
-        StartKernel { kernel, name: None, replicas: 3, options: KernelOptions::default() };
+        StartKernel { kernel, name: None, replicas: 3, options: KernelOptions::default(), origin: None };
     let control = shared.cluster.client().control();
     let mut tries = 0;
     loop {

@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use callboard_agent::{DataDir, MachineId, NodeError, NodeOptions, run_node};
+use callboard_agent::{DataDir, MachineId, NodeError, NodeOptions, StorageOptions, run_node};
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::{ClusterId, NodeId};
 use callboard_replicated::ReplicatorOptions;
@@ -33,6 +33,7 @@ fn options(data_dir: &Path) -> NodeOptions {
         failure: FailureConfig::default(),
         repair: RepairLimits::default(),
         replicator: ReplicatorOptions::default(),
+        storage: StorageOptions { disk_reserve_bytes: 0, ..StorageOptions::default() },
     }
 }
 

@@ -92,6 +92,7 @@ class Tracker:
         collects = gc.isenabled()
         gc.disable()
         self.buffers.begin()
+        self.session.warned.is_quiet = True
         try:
             with watchdog(self.budget_s, lambda: self.in_dump):
                 self._variables(context, current, delta)
@@ -99,6 +100,7 @@ class Tracker:
             if collects:
                 gc.enable()
             self.buffers.end()
+            self.session.warned.is_quiet = False
             self._plain("session", self._session_values(delta), current, delta)
             self._plain("history", history.capture(), current, delta)
             delta.removed = [key for key in self.groups if key not in current]

@@ -27,13 +27,15 @@ class Warned:
         self._notes: dict[str, list[Any]] = {}
         self._version: Any = None
         self._is_stale = True
+        # Whether a capture runs, whose warnings are not the cell's.
+        self.is_quiet = False
         # Not documented: without it, nothing is noted.
         self._show = getattr(warnings, "_showwarnmsg", None)
         if self._show is not None:
             warnings._showwarnmsg = self._on_shown
 
     def _on_shown(self, message: Any) -> None:
-        if message.category is not _Probe:
+        if message.category is not _Probe and not self.is_quiet:
             self._is_stale = True
             self._show(message)
 

@@ -7,11 +7,12 @@ use callboard_protocol::{
     kernel::{Accepted, CellEnd},
 };
 
-use super::{Internal, ReplicaState, tell};
+use super::{Internal, ReplicaState, Stored, tell};
 use crate::{
     aborted,
     held::HeldState,
     python::{PythonEvent, Taken},
+    refusal::WithoutRoom,
     running_cell::{PlacedOutput, RunningCell},
     state::{self, Named, Packer},
 };
@@ -86,6 +87,7 @@ impl ReplicaState {
     /// Drops what the Python process that is gone was doing.
     fn forget_cells(&mut self) {
         self.set_cell(None);
+        self.without_room = WithoutRoom::default();
         self.held_replies.clear();
         self.traces.clear();
         self.abort_through = Seq::default();
@@ -194,7 +196,7 @@ impl ReplicaState {
         let held = &mut self.held;
         let pack = || (packer.outputs(&outputs), packer.delta(captured, held));
         let (outputs, delta) = if is_large { tokio::task::block_in_place(pack) } else { pack() };
-        let delta = match delta {
+        let mut delta = match delta {
             Ok(delta) => delta,
             Err(error) => {
                 // A fresh process begins with what the log has; the cell ends interrupted.
@@ -205,17 +207,36 @@ impl ReplicaState {
                 return;
             }
         };
-        let chunks = packer.into_chunks();
+        let mut chunks = packer.into_chunks();
+        self.without_room.carry_on(&mut delta, &mut chunks);
         if chunks.is_empty() {
             self.step(Input::Finished { term: cell.term, seq: cell.seq, outputs, delta });
             return;
         }
-        let (context, me, peers) = (self.args.context.clone(), self.me.clone(), self.peers());
+        let (context, me, voters) = (self.args.context.clone(), self.me.clone(), self.voters());
         let (owner, majority) = (self.args.spec.owner.clone(), self.majority());
+        let (term, seq) = (cell.term, cell.seq);
         self.spreading = Some(tokio::spawn(async move {
-            super::chunks::spread(&context, &owner, &peers, majority, chunks).await;
-            tell(&me, Internal::Stored(cell.term, cell.seq, outputs, Box::new(delta)));
+            let spread =
+                super::chunks::spread(&context, &owner, &voters, majority, chunks.clone()).await;
+            let stored = Stored { term, seq, outputs, delta, no_room: None };
+            let stored = match spread {
+                Ok(()) => stored,
+                Err(why) => Stored { no_room: Some((chunks, why)), ..stored },
+            };
+            tell(&me, Internal::Stored(Box::new(stored)));
         }));
+    }
+
+    /// A finished cell's bytes are where they have to be, or there is no room for them: then it
+    /// ends without them, and with the reason.
+    pub(super) fn stored(&mut self, stored: Stored) {
+        let Stored { term, seq, mut outputs, mut delta, no_room } = stored;
+        if let Some((chunks, why)) = no_room {
+            tracing::warn!(kernel = %self.args.spec.kernel, %why, "there is no room for the state");
+            self.without_room.refuse(&mut outputs, &mut delta, &chunks, &why);
+        }
+        self.step(Input::Finished { term, seq, outputs, delta });
     }
 
     /// Puts outputs of a running cell in the log. Large ones wait for the cell's end.

@@ -279,6 +279,7 @@ mod tests {
             version: 1,
             generation: 0,
             recovery: None,
+            origin: None,
             options: Default::default(),
         }
     }

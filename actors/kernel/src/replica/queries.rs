@@ -85,6 +85,29 @@ impl ReplicaState {
         self.answer_with::<Accepted>(message, Err(fault));
     }
 
+    /// Whether a new cell has to be turned away as the executor's disk is too full; then only the
+    /// executor answers, and nobody else takes the cell.
+    pub(super) fn lacks_disk(&self, message: &Message) -> bool {
+        let executor = self.read(|log| log.open_term().map(|open| open.replica));
+        let is_me = executor.map_or(self.group.is_leader(), |it| it == self.args.replica);
+        if is_me {
+            let why = self.args.context.disk.borrow().clone();
+            if let Some(why) = &why {
+                self.refuse(message, Fault::new(FaultCode::Exhausted, why.as_str()));
+            }
+            return why.is_some();
+        }
+        let members = self.group.members();
+        let Some(node) = executor.and_then(|executor| members.voters.get(&executor)) else {
+            return false;
+        };
+        let nodes = self.args.context.nodes.borrow();
+        nodes.nodes.get(node).is_some_and(|view| {
+            let beat = view.last_beat.as_ref().and_then(|beat| beat.disk_level.as_ref());
+            view.health == NodeHealth::Up && beat.is_some_and(|disk| disk.is_high)
+        })
+    }
+
     /// Answers with the outputs after a cursor, as many as fit.
     pub(super) fn answer_outputs(&self, message: &Message) {
         if !self.group.is_leader() {
@@ -175,6 +198,7 @@ impl ReplicaState {
             .iter()
             .filter(|r| matches!(r.role, ReplicaRole::Executor | ReplicaRole::Standby))
             .count() as u64;
+        let waits_for = self.waits_for();
         self.read(|log| KernelStatus {
             term: log.open_term().map(|open| open.term),
             accepted: log.accepted(),
@@ -197,6 +221,7 @@ impl ReplicaState {
                 .map(Part::length)
                 .sum(),
             last_loss: log.last_loss().map(str::to_owned),
+            waits_for,
             phase: self.phase(log),
         })
     }

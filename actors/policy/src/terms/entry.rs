@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use callboard_protocol::{
     Incarnation, ReplicaId, Seq, Term,
+    history::SeedEnd,
     kernel::{Level, OutputPlace, Refused},
 };
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,19 @@ pub struct StateGroup {
     pub kind: String,
     /// The pickle stream, then its out-of-band buffers.
     pub parts: Vec<Part>,
+}
+
+impl StateGroup {
+    /// The chunks the group names itself, each with the length of the bytes it stands for.
+    /// Versions of a large part may share most of what an index lists: this counts each whole.
+    pub fn chunks(&self) -> impl Iterator<Item = (Hash, u64)> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Chunk { hash, length } | Part::Chunked { index: hash, length } => {
+                Some((*hash, *length))
+            }
+            Part::Inline(_) => None,
+        })
+    }
 }
 
 /// What one cell changed.
@@ -193,6 +207,15 @@ pub enum Entry {
         /// Why, for people.
         cause: String,
     },
+    /// The log begins with a state that was made elsewhere; in pages. Needs that no cell has run.
+    Seed {
+        /// Groups that came before.
+        skip: u64,
+        /// The next ones.
+        groups: Vec<(String, StateGroup)>,
+        /// The rest, with the last page.
+        end: Option<SeedEnd>,
+    },
 }
 
 /// What became of an entry when it was applied. Every replica computes the same.
@@ -239,7 +262,7 @@ pub enum Applied {
         /// The cell whose state came back.
         to: Seq,
     },
-    /// The log holds so many bytes of what it is to begin with.
+    /// The log holds so many bytes, or groups, of what it is to begin with.
     Holding(u64),
     /// The log has begun with what it was given.
     Begun,
