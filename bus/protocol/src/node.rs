@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{DiskId, Epoch, Incarnation, KernelId, NodeId, ReplicaId};
+use crate::{
+    ids::{DiskId, Epoch, Incarnation, KernelId, NodeId, ReplicaId},
+    storage::DiskBeat,
+};
 
 /// A node is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,12 +35,12 @@ pub struct Beat {
     pub suspects: Vec<NodeId>,
     /// What its Python environment lacks to run kernels; `None` if it can.
     pub python_problem: Option<String>,
+    /// How full its disk is; unknown of nodes of the version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_level: Option<DiskBeat>,
     /// Its stock of Python processes.
     #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
     pub python_stock: PythonStock,
-    /// Its replicas that sleep.
-    #[serde(default, skip_serializing_if = "Asleep::is_none")]
-    pub asleep: Asleep,
 }
 
 /// A node's replicas that sleep and so say nothing themselves.

@@ -28,11 +28,14 @@ from . import PROTOCOL_VERSION, live
 from .background import Background
 from .channel import Channel
 from .delta import Delta, Group
+from .magics import Magics
 from .refusal import CaptureInterrupted
 from .restore import HeldGroup, Restore
 from .tracker import SAVING_NOTICE_S, Tracker
 
 SOCKET_VARIABLE = "CALLBOARD_STATE_SOCKET"
+# After so long without a cell, the tracker gives back what it keeps for speed.
+REST_AFTER_S = 30.0
 _REQUESTS_WITH_USER_CODE = ("execute_request", "comm_open", "comm_msg", "comm_close")
 
 
@@ -46,6 +49,7 @@ class CallboardKernel(IPythonKernel):
         self.tracker: Tracker | None = None
         self.background: Background | None = None
         self.channel: Channel | None = None
+        self._resting: Any = None
         for request in _REQUESTS_WITH_USER_CODE:
             self.shell_handlers[request] = self._captured_after(self.shell_handlers[request])
 
@@ -61,6 +65,8 @@ class CallboardKernel(IPythonKernel):
         self.shell_stream.on_recv(serve, copy=False)
         live.attach(self.shell.user_ns, self.shell, self)
         self.tracker, self.background = Tracker(), Background()
+        self.magics = Magics(self.tracker)
+        self.magics.register(self.shell)
         path = os.environ.get(SOCKET_VARIABLE)
         if path:
             self.channel = Channel.connect(path)
@@ -104,12 +110,18 @@ class CallboardKernel(IPythonKernel):
                 delta = self._lost_capture(tracker, known, str(error))
                 self._send_captured(msg_id, delta)
             tracker.sent(delta)
+            self._rest_later(tracker)
             for notice in delta.notices:
                 print(notice, file=sys.stderr)
         except OSError:
             os._exit(1)
         finally:
             signal.signal(signal.SIGINT, previous)
+
+    def _rest_later(self, tracker: Tracker) -> None:
+        if self._resting is not None:
+            self.io_loop.remove_timeout(self._resting)
+        self._resting = self.io_loop.call_later(REST_AFTER_S, tracker.rest)
 
     def _send_captured(self, msg_id: str, delta: Delta) -> None:
         self.channel.send(

@@ -21,7 +21,9 @@ pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;
 pub use pool::{PythonPool, Taken};
 pub use process::{LaunchError, PythonConfig, PythonProcess};
-pub use state_socket::{Captured, CapturedGroup, Hello, RestoreGroup, Restored};
+pub use state_socket::{
+    Captured, CapturedGroup, CapturedPart, Hello, PartPatch, RestoreGroup, Restored,
+};
 pub use zygote::{Zygote, ZygoteStatus};
 
 use callboard_protocol::jupyter::JupyterMessage;
