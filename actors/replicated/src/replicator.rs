@@ -259,7 +259,8 @@ impl Replicator {
             None => self.listen(&group, replica_id).await?,
         };
         let every = options.snapshot_every_entries.min(inner.options.snapshot_every_entries_max);
-        let config = self.raft_config(&group, every, options.timing.as_ref()).map_err(raft_error)?;
+        let config =
+            self.raft_config(&group, every, options.timing.as_ref()).map_err(raft_error)?;
         let links = Links { wire: wire.clone(), log: log.clone() };
         let raft = Raft::new(replica_id.0, Arc::new(config), links, log.clone(), replica.clone())
             .await
