@@ -1,6 +1,8 @@
 //! Carries out what the local machine wants.
 
-use callboard_policy::terms::{Action, Entry, Input, PendingCell, PythonPhase};
+use callboard_policy::terms::{
+    Action, Entry, Input, LoggedOutput, PendingCell, PythonPhase, StateDelta,
+};
 use callboard_protocol::{
     Fault, Seq, Term,
     jupyter::JupyterMessage,
@@ -10,7 +12,7 @@ use callboard_protocol::{
 use super::{Internal, ReplicaState, Stored, tell};
 use crate::{
     aborted,
-    held::HeldState,
+    held::{HeldState, NotHeld},
     python::{PythonEvent, Taken},
     refusal::WithoutRoom,
     running_cell::{PlacedOutput, RunningCell},
@@ -19,6 +21,17 @@ use crate::{
 
 /// More bytes than this are hashed out of the runtime's way: Raft's heartbeats would wait for it.
 const HASHED_IN_PLACE_BYTES_MAX: usize = 1 << 20;
+
+/// A finished cell as it goes to the log.
+#[derive(Debug)]
+pub struct Packed {
+    term: Term,
+    seq: Seq,
+    outputs: Vec<LoggedOutput>,
+    delta: Result<StateDelta, NotHeld>,
+    held: HeldState,
+    chunks: Vec<bytes::Bytes>,
+}
 
 impl ReplicaState {
     pub(super) fn carry_out(&mut self, action: Action) {
@@ -190,12 +203,31 @@ impl ReplicaState {
             self.held_replies.insert(cell.seq, output.clone());
             cell.outputs.push(output);
         }
-        let mut packer = self.read(Packer::new);
-        let (captured, outputs) = (cell.captured, cell.outputs);
+        let (mut packer, mut held) = (self.read(Packer::new), std::mem::take(&mut self.held));
+        let (term, seq, captured) = (cell.term, cell.seq, cell.captured);
         let is_large = captured.length() > HASHED_IN_PLACE_BYTES_MAX;
-        let held = &mut self.held;
-        let pack = || (packer.outputs(&outputs), packer.delta(captured, held));
-        let (outputs, delta) = if is_large { tokio::task::block_in_place(pack) } else { pack() };
+        let pack = move || {
+            let outputs = packer.outputs(&cell.outputs);
+            let delta = packer.delta(captured, &mut held);
+            Packed { term, seq, outputs, delta, held, chunks: packer.into_chunks() }
+        };
+        if !is_large {
+            return self.packed(pack());
+        }
+        let (me, life) = (self.me.clone(), self.python_life);
+        self.spreading = Some(tokio::spawn(async move {
+            // Not `block_in_place`: it ends the thread it is called on some time later, and with it
+            // the processes that this thread has started.
+            if let Ok(packed) = tokio::task::spawn_blocking(pack).await {
+                tell(&me, Internal::Packed(life, Box::new(packed)));
+            }
+        }));
+    }
+
+    /// Sends the chunks of a finished cell where a majority has them, then its entry to the log.
+    pub(super) fn packed(&mut self, packed: Packed) {
+        let Packed { term, seq, outputs, delta, held, mut chunks } = packed;
+        self.held = held;
         let mut delta = match delta {
             Ok(delta) => delta,
             Err(error) => {
@@ -207,15 +239,13 @@ impl ReplicaState {
                 return;
             }
         };
-        let mut chunks = packer.into_chunks();
         self.without_room.carry_on(&mut delta, &mut chunks);
         if chunks.is_empty() {
-            self.step(Input::Finished { term: cell.term, seq: cell.seq, outputs, delta });
+            self.step(Input::Finished { term, seq, outputs, delta });
             return;
         }
         let (context, me, voters) = (self.args.context.clone(), self.me.clone(), self.voters());
         let (owner, majority) = (self.args.spec.owner.clone(), self.majority());
-        let (term, seq) = (cell.term, cell.seq);
         self.spreading = Some(tokio::spawn(async move {
             let spread =
                 super::chunks::spread(&context, &owner, &voters, majority, chunks.clone()).await;

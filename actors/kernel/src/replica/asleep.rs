@@ -128,6 +128,7 @@ impl Sleeper {
             // Left over from when it was awake.
             Internal::Python(..)
             | Internal::Proposed(..)
+            | Internal::Packed(..)
             | Internal::Stored(..)
             | Internal::BaseReadable(..)
             | Internal::RestoreRead(..)

@@ -95,6 +95,8 @@ pub enum Internal {
     Python(u64, Box<PythonEvent>),
     /// The log answered a proposal.
     Proposed(Option<String>, Result<Applied, ProposeError>),
+    /// A finished cell of the given life of Python is packed; its bytes can be stored.
+    Packed(u64, Box<actions::Packed>),
     /// A finished cell's bytes are stored, or there is no room for them; it can go to the log.
     Stored(Box<Stored>),
     /// Whether all chunks of the state can be read here, and whether all that the log names can.
@@ -242,6 +244,8 @@ impl ReplicaState {
             }
             Internal::Python(..) => {}
             Internal::Proposed(msg_id, result) => self.proposed(msg_id, result),
+            Internal::Packed(life, packed) if life == self.python_life => self.packed(*packed),
+            Internal::Packed(..) => {}
             Internal::Stored(stored) => self.stored(*stored),
             Internal::BaseReadable(readable, complete) => {
                 self.chunks_complete = complete;
