@@ -89,7 +89,12 @@ impl World {
             }
             74..77 => self.crash(),
             77..78 => self.end(kernel),
-            78..90 => self.collect().await,
+            78..86 => self.collect().await,
+            86..90 => {
+                self.settle();
+                advance(Duration::from_secs(self.rng.random_range(1..90))).await;
+                self.collect().await;
+            }
             _ => advance(Duration::from_secs(self.rng.random_range(1..45))).await,
         }
     }
@@ -162,6 +167,19 @@ impl World {
             member.is_running = false;
             if !member.is_gone {
                 self.pins.expect(holder(*kernel));
+            }
+        }
+    }
+
+    /// Everybody is up, in touch and has applied everything: else hardly anything is collected.
+    fn settle(&mut self) {
+        for kernel in 0..KERNELS {
+            self.member(kernel).is_cut_off = false;
+            if !self.member(kernel).is_running {
+                self.toggle_running(kernel);
+            }
+            while !self.member(kernel).committed.is_empty() {
+                self.apply(kernel);
             }
         }
     }

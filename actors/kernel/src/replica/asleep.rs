@@ -223,6 +223,7 @@ mod tests {
             refused: Vec::new(),
             state_bytes: 9,
             last_loss: None,
+            waits_for: None,
             phase: KernelPhase::Hibernating,
             waits_for: None,
         };
