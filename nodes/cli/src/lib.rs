@@ -16,8 +16,8 @@ pub mod look;
 pub mod node;
 pub mod output;
 pub mod python;
-pub mod storage;
 pub mod recover;
+pub mod storage;
 pub mod undo;
 pub mod up;
 
