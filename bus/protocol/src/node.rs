@@ -41,9 +41,6 @@ pub struct Beat {
     /// How full its disk is; unknown of nodes of the version before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_level: Option<DiskBeat>,
-    /// Its replicas that sleep.
-    #[serde(default, skip_serializing_if = "Asleep::is_none")]
-    pub asleep: Asleep,
     /// Its stock of Python processes.
     #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
     pub python_stock: PythonStock,
