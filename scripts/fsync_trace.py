@@ -67,9 +67,9 @@ def syncs(trace):
     for line in trace.read_text(errors="replace").splitlines():
         if whole := WHOLE.match(line):
             begin, path, took = float(whole[1]), whole[2], float(whole[3])
-            if "/wal/" in path:
+            if "/wal/wal-" in path:
                 found.append((begin, begin + took))
-        elif (part := BEGUN.match(line)) and "/wal/" in part[3]:
+        elif (part := BEGUN.match(line)) and "/wal/wal-" in part[3]:
             begun[part[1]] = float(part[2])
         elif (part := RESUMED.match(line)) and part[1] in begun:
             found.append((begun.pop(part[1]), float(part[2])))

@@ -5,7 +5,8 @@ witness file (one token a line, appended by the cells with O_APPEND), and the se
 state, which it reads itself over NATS (client.py) or is given with --state.
 
 Prints one JSON object: the findings, each a list of sentences.
-  lost          a cell acknowledged at `durable` as completed whose token the session lacks
+  lost          a cell acknowledged at `durable` as completed whose token the session lacks; a
+                variable whose content is not the one whose hash its cell left beside it
   run_twice     a token twice in the witness or in the session
   unanswered    a cell that has no end: neither completed, nor interrupted, nor refused
   inconsistent  any other contradiction: a token of a cell that was said to have left no state, a
@@ -21,7 +22,12 @@ import json
 import pathlib
 import sys
 
-READ = "import json as _json\nprint(_json.dumps({'log': log, 'n': n}))"
+# Cells that make large variables leave their hashes in `sums`.
+READ = """
+import hashlib as _hash, json as _json
+_rotten = [k for k, v in sums.items() if _hash.blake2b(globals().get(k, b"")).hexdigest() != v]
+print(_json.dumps({"log": log, "n": n, "rotten": _rotten}))
+"""
 
 
 def load_history(path):
@@ -58,7 +64,7 @@ def left_no_state(cell):
 
 
 def judge(cells, witness, state, client_final=None):
-    """The findings. `witness` is a list of tokens, `state` is {"log": [...], "n": n}."""
+    """The findings. `witness` is a list of tokens, `state` is {"log": [...], "n": n, "rotten": [...]}."""
     findings = {"lost": [], "run_twice": [], "unanswered": [], "inconsistent": []}
     log, seen = collections.Counter(state["log"]), collections.Counter(witness)
     known = {cell["token"] for cell in cells if cell["token"]}
@@ -88,7 +94,10 @@ def judge(cells, witness, state, client_final=None):
         findings["inconsistent"].append(f"the session holds {kept}, the client sent {order}")
     if state["n"] != len(state["log"]):
         findings["inconsistent"].append(f"n is {state['n']}, but {len(state['log'])} tokens are held")
-    if client_final is not None and client_final != state:
+    for name in state.get("rotten", []):
+        findings["lost"].append(f"variable {name} does not hold what its cell left in it")
+    held = {"log": state["log"], "n": state["n"]}
+    if client_final is not None and client_final != held:
         findings["inconsistent"].append(f"the client read {client_final}, the checker {state}")
     return findings
 

@@ -18,6 +18,8 @@ use crate::{
     history::{Entry, History, Outcome},
 };
 
+/// Size of a variable that every session has from the beginning, in bytes: enough for a chunk.
+const BASE_BYTES: usize = 512 << 10;
 /// How long the client resends before it gives a cell up as unanswered.
 const CELL_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -110,8 +112,10 @@ impl Session {
     pub async fn prepare(&mut self, witness: &Path) -> Result<u32, ChaosError> {
         let path = Value::from(witness.to_string_lossy());
         let code = format!(
-            "import os, time\n\
-             log, n = [], 0\n\
+            "import hashlib, os, time\n\
+             log, n, sums = [], 0, {{}}\n\
+             base = os.urandom({BASE_BYTES})\n\
+             sums['base'] = hashlib.blake2b(base).hexdigest()\n\
              def witness(token):\n    \
                  fd = os.open({path}, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o666)\n    \
                  os.write(fd, (token + '\\n').encode())\n    \

@@ -78,7 +78,8 @@ impl Stage<'_> {
         let kernel = KernelId::generate();
         let name = Some(format!("chaos-{number}"));
         let control = self.cluster.client().control();
-        let request = StartKernel { kernel, name, replicas: 3, options: Default::default() };
+        let request =
+            StartKernel { kernel, name, replicas: 3, options: Default::default(), origin: None };
         control.start_kernel(&request).await.map_err(ChaosError::refused("start a kernel"))?;
         let history = History::create(&self.folder.join("history.jsonl"))?;
         history.record(&Entry::Trial {
@@ -230,7 +231,10 @@ impl Stage<'_> {
             }
             Moment::AfterChunks => {
                 let watch = ChunkWatch::begin(self.cluster, executor(status));
-                let make = format!("blob = os.urandom({CHUNK_BYTES})\n");
+                let make = format!(
+                    "blob = os.urandom({CHUNK_BYTES})\n\
+                     sums['blob'] = hashlib.blake2b(blob).hexdigest()\n"
+                );
                 let cell = session.begin(&make, "", level)?;
                 watch.wait().await?;
                 cell

@@ -163,8 +163,8 @@ impl Machine for DesiredState {
         let outcome = match command {
             Command::Found { members } => self.found(members),
             Command::RegisterNode { node, disk, lost } => self.register(node, disk, lost),
-            Command::StartKernel { kernel, owner, name, replicas, places, options } => {
-                self.start_kernel((kernel, owner, name), replicas, places, options)
+            Command::StartKernel { kernel, owner, name, replicas, places, options, origin } => {
+                self.start_kernel((kernel, owner, name), replicas, (places, origin), options)
             }
             Command::StopKernel { kernel } => self.stop_kernel(kernel),
             Command::ChangeMembers { kernel, version, join, leave } => {

@@ -77,7 +77,7 @@ pub(crate) fn parse(message: &Message) -> Result<Asked, Fault> {
         "stdin" => Channel::Stdin,
         "outputs" => return Ok(Asked::Outputs),
         "show" => return Ok(Asked::Show),
-        "log" | "checkpoint" | "rewind" | "manifest" => return Ok(Asked::Undo),
+        "log" | "checkpoint" | "rewind" | "manifest" | "seed" => return Ok(Asked::Undo),
         "alive" => return Ok(Asked::Alive),
         "generation" => return typed::decode(message).map(Asked::Generation),
         verb => {

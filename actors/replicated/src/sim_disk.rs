@@ -31,6 +31,7 @@ struct Platter {
     generation: u64,
     syncs_until_failure: Option<u64>,
     bytes_until_full: Option<usize>,
+    refuses_below: Option<String>,
     sync_count: u64,
 }
 
@@ -65,6 +66,7 @@ impl SimDisk {
         platter.generation += 1;
         platter.syncs_until_failure = None;
         platter.bytes_until_full = None;
+        platter.refuses_below = None;
         for content in platter.files.values_mut() {
             let kept = content.bytes.len().min(content.synced_length + torn_bytes);
             content.bytes.truncate(kept);
@@ -84,6 +86,7 @@ impl SimDisk {
         platter.generation += 1;
         platter.syncs_until_failure = None;
         platter.bytes_until_full = None;
+        platter.refuses_below = None;
         self.next_life(&platter)
     }
 
@@ -103,6 +106,11 @@ impl SimDisk {
     /// Writes beyond the next `count` bytes fail for lack of space, after a short write.
     pub fn full_after(&self, count: usize) {
         locked(&self.platter).bytes_until_full = Some(count);
+    }
+
+    /// Whole files below `path` cannot be written until the next crash.
+    pub fn refuse_below(&self, path: &str) {
+        locked(&self.platter).refuses_below = Some(path.to_owned());
     }
 
     /// Turns one bit over. Bits of a byte count from the lowest.
@@ -216,7 +224,11 @@ impl Disk for SimDisk {
 
     fn write_atomically(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
         let content = Content { bytes: bytes.to_vec(), synced_length: bytes.len() };
-        self.live()?.files.insert(path.to_owned(), content);
+        let mut platter = self.live()?;
+        if platter.refuses_below.as_ref().is_some_and(|below| path.starts_with(below.as_str())) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        platter.files.insert(path.to_owned(), content);
         Ok(())
     }
 

@@ -200,3 +200,42 @@ fn a_follower_that_lost_an_acknowledged_tail_to_rot_does_not_vote() {
         simulate(seed, rot_in_the_last_acknowledged_batch(seed));
     }
 }
+
+/// A replica whose snapshot cannot be written must not stay behind as one that neither votes nor
+/// follows: its node restarts.
+async fn a_snapshot_that_is_not_written(seed: u64) {
+    let mut cluster = Cluster::new(seed, 3, true);
+    cluster.snapshot_every_entries = 5;
+    cluster.start_all().await;
+    let leader = cluster.leader().await;
+    let victim = if seed.is_multiple_of(2) { leader } else { leader % 3 + 1 };
+    cluster.nodes[&victim].disk.refuse_below("groups/");
+    let mut failed = cluster.nodes[&victim].live.as_ref().unwrap().0.failed();
+    let mut promised = Vec::new();
+    for number in 1..=20 {
+        // Whoever still works takes it, the victim or not.
+        for replica in [victim % 3 + 1, (victim + 1) % 3 + 1] {
+            let put =
+                cluster.group(replica).propose_within(Put(number, vec![]), Duration::from_secs(20));
+            if put.await.is_ok() {
+                promised.push(number);
+                break;
+            }
+        }
+    }
+    let why = failed.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert!(why.contains("the snapshot of group journal was not written"), "{why}");
+    drop(failed);
+    cluster.crash(victim, 0).await;
+    cluster.start(victim).await;
+    cluster.settle().await;
+    assert!(promised.len() >= 18, "{promised:?}");
+    check(&cluster, &promised);
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_written_restarts_the_node() {
+    for seed in seeds(4) {
+        simulate(seed, a_snapshot_that_is_not_written(seed));
+    }
+}

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::{DiskId, Epoch, GroupId, KernelId, NodeId, OwnerId, ReplicaId, Seq},
     node::PythonStock,
+    storage::DiskBeat,
 };
 
 /// Creates a kernel. Idempotent for the same id.
@@ -23,6 +24,24 @@ pub struct StartKernel {
     /// How it is kept.
     #[serde(default, skip_serializing_if = "KernelOptions::is_default")]
     pub options: KernelOptions,
+    /// What it begins with; nothing if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// What a kernel begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A state of another kernel of the same owner, which its leader is asked for.
+    Kernel {
+        /// The other kernel.
+        kernel: KernelId,
+        /// Which of its states, as in [`crate::history::Rewind::to`].
+        at: String,
+    },
+    /// A state that whoever starts it uploads.
+    Upload,
 }
 
 /// How a kernel is kept while it has nothing to do.
@@ -115,6 +134,9 @@ pub struct KernelSpec {
     /// The recovery that is under way, if one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
+    /// What it began with, or is about to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 fn is_first(generation: &u64) -> bool {
@@ -271,6 +293,9 @@ pub struct NodeStatus {
     pub running_cells: u32,
     /// What its Python environment lacks; `None` if it can run kernels.
     pub python_problem: Option<String>,
+    /// How full its disk is; unknown of nodes of the version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_level: Option<DiskBeat>,
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub asleep: u32,

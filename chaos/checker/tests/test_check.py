@@ -1,5 +1,6 @@
 """The checker acquits an honest history and catches each planted lie."""
 
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -17,7 +18,7 @@ class Trial:
     """A history, a witness and a state that tell the same honest story until they are changed."""
 
     def __init__(self):
-        self.lines, self.witness, self.log = [], [], []
+        self.lines, self.witness, self.log, self.rotten = [], [], [], []
         for token in ("a", "b"):
             self.cell(token, {"kind": "completed", "status": "ok"}, kept=True, ran=1)
         self.cell("c", {"kind": "interrupted", "cause": "killed by signal 9"}, kept=False, ran=1)
@@ -39,7 +40,8 @@ class Trial:
         lines = [json.dumps({"at_ms": n, **line}) for n, line in enumerate([*self.lines, final])]
         history.write_text("".join(line + "\n" for line in lines))
         witness.write_text("".join(f"{token}\n" for token in self.witness))
-        state.write_text(json.dumps({"log": self.log, "n": len(self.log)}))
+        held = {"log": self.log, "n": len(self.log), "rotten": self.rotten}
+        state.write_text(json.dumps(held))
         command = [sys.executable, str(CHECKER), "--history", str(history)]
         command += ["--witness", str(witness), "--state", str(state)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -68,6 +70,46 @@ def test_a_lost_durable_cell_is_caught(trial, tmp_path):
     verdict = trial.judge(tmp_path)
     assert not verdict["ok"] and list(findings(verdict)) == ["lost"]
     assert "cell b" in verdict["lost"][0]
+
+
+def test_a_tail_of_acknowledged_cells_that_a_disk_forgot_is_caught(trial, tmp_path):
+    del trial.log[1:]
+    verdict = trial.judge(tmp_path)
+    assert list(findings(verdict)) == ["lost"] and len(verdict["lost"]) == 2
+
+
+def test_a_hole_under_later_cells_is_caught(trial, tmp_path):
+    completed = {"kind": "completed", "status": "ok"}
+    for token in ("e", "f"):
+        trial.cell(token, completed, kept=True, ran=1)
+    trial.log.remove("d")
+    verdict = trial.judge(tmp_path)
+    assert list(findings(verdict)) == ["lost"] and "cell d" in verdict["lost"][0]
+
+
+def test_a_session_that_began_again_is_caught(trial, tmp_path):
+    trial.log.clear()
+    verdict = trial.judge(tmp_path)
+    assert list(findings(verdict)) == ["lost"] and len(verdict["lost"]) == 3
+
+
+def test_a_variable_that_rotted_is_caught_although_every_token_is_there(trial, tmp_path):
+    trial.rotten.append("base")
+    verdict = trial.judge(tmp_path)
+    assert not verdict["ok"] and list(findings(verdict)) == ["lost"]
+    assert "variable base" in verdict["lost"][0]
+
+
+def test_the_read_tells_a_rotten_or_missing_variable_from_a_sound_one(capsys):
+    import check
+
+    session = {"log": ["a"], "n": 1, "sums": {}}
+    for name, value in (("sound", b"x"), ("rotten", b"x"), ("gone", b"x")):
+        session["sums"][name] = hashlib.blake2b(value).hexdigest()
+    session.update(sound=b"x", rotten=b"y")
+    exec(check.READ, session)
+    held = json.loads(capsys.readouterr().out)
+    assert held == {"log": ["a"], "n": 1, "rotten": ["rotten", "gone"]}
 
 
 def test_a_token_twice_in_the_witness_is_caught(trial, tmp_path):

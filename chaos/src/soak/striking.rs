@@ -14,8 +14,9 @@ use crate::{
     trial::{WHOLE_WITHIN, strangers},
 };
 
-/// Before the end, nothing strikes: the last kernels are to be judged.
-const QUIET_END: Duration = Duration::from_secs(20);
+/// For so long before the end nothing strikes: the last kernels are to be judged. At most a sixth of
+/// the run.
+const QUIET_END_MAX: Duration = Duration::from_secs(20);
 /// How long the loss of a disk may keep the next one from being lost.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// Pause between looks.
@@ -35,7 +36,8 @@ pub(super) async fn strike_on(shared: &Shared<'_>, every: Duration) -> Vec<Blow>
     let mut rng = StdRng::seed_from_u64(shared.seed);
     let mut blows = Vec::new();
     let mut next = Instant::now() + every;
-    while next + QUIET_END < shared.until {
+    let quiet_end = QUIET_END_MAX.min((shared.until - shared.begun) / 6);
+    while next + quiet_end < shared.until {
         sleep_until(next).await;
         next += every;
         let at_s = shared.begun.elapsed().as_secs_f64();

@@ -1,12 +1,12 @@
 //! One user of a soak: kernel after kernel, cell after cell, each kernel judged when it is given up.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
-use callboard_protocol::{KernelId, control::StartKernel, kernel::Level};
+use callboard_protocol::{
+    KernelId,
+    control::{KernelOptions, StartKernel},
+    kernel::Level,
+};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::{Instant, sleep};
 
@@ -23,6 +23,10 @@ use crate::{
 const CELLS_PER_KERNEL: u32 = 60;
 /// Shortest and longest pause between two cells, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 300..1500;
+/// Of so many pauses one is long, so that kernels fall asleep.
+const LONG_PAUSE_OF: u32 = 25;
+/// How long it is.
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 /// Sizes that a variable takes one after the other, in bytes.
 const SIZES: [usize; 6] = [1 << 10, 64 << 10, 1 << 20, 2 << 20, 256 << 10, 0];
 /// How often something that a fault can spoil is tried again.
@@ -57,7 +61,10 @@ impl Shape {
     fn code(self, file: &Path) -> String {
         match self {
             Self::Count => String::new(),
-            Self::Blob(size) => format!("blob = bytearray(os.urandom({size}))\n"),
+            Self::Blob(size) => format!(
+                "blob = bytearray(os.urandom({size}))\n\
+                 sums['blob'] = hashlib.blake2b(blob).hexdigest()\n"
+            ),
             Self::Table(rows) => format!("table = {{i: str(i) for i in range({rows})}}\n"),
             Self::File(size) => {
                 let path = serde_json::Value::from(file.to_string_lossy());
@@ -133,7 +140,13 @@ async fn one_kernel(
 /// Starts a kernel, through whatever faults there are.
 async fn start(shared: &Shared<'_>) -> Result<KernelId, ChaosError> {
     let kernel = KernelId::generate();
-    let request = StartKernel { kernel, name: None, replicas: 3, options: Default::default() };
+    let request = StartKernel {
+        kernel,
+        name: None,
+        replicas: 3,
+        options: KernelOptions::default(),
+        origin: None,
+    };
     let control = shared.cluster.client().control();
     let mut tries = 0;
     loop {
@@ -163,7 +176,7 @@ async fn prepare(session: &mut Session, witness: &Path) -> Result<u32, ChaosErro
 async fn cells(
     shared: &Shared<'_>,
     session: &mut Session,
-    file: &PathBuf,
+    file: &Path,
     rng: &mut StdRng,
 ) -> Result<(), ChaosError> {
     for number in 0..CELLS_PER_KERNEL {
@@ -177,7 +190,8 @@ async fn cells(
             let cell = session.begin("", &shape.code(file), Level::Durable)?;
             session.finish(cell).await?;
         }
-        sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
+        let pause = Duration::from_millis(rng.random_range(PAUSE_MS));
+        sleep(if rng.random_ratio(1, LONG_PAUSE_OF) { LONG_PAUSE } else { pause }).await;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Envelope, GroupId, NodeId, Subject,
     control::{KernelSpec, MemberChange, MemberChanged, Standing},
 };
-use callboard_replicated::{Group, Replicator};
+use callboard_replicated::{ChunkPins, Group, Replicator};
 use callboard_runtime::{SupervisorEvent, SupervisorHandle};
 use callboard_transport::{Bus, typed};
 use futures::future::join_all;
@@ -54,6 +54,7 @@ pub(crate) struct KeeperArgs {
     pub(crate) roster: Roster,
     /// Groups with records when this life began.
     pub(crate) groups_at_start: Arc<BTreeSet<GroupId>>,
+    pub(crate) pins: ChunkPins,
 }
 
 /// What the keeper is told, all by its own tasks.
@@ -319,6 +320,7 @@ impl KeeperState {
             tracing::warn!(%error, "a replica could not be forgotten; it is tried again");
             return;
         }
+        self.args.pins.forget(&(group, key.1));
         self.noted.remove(&key);
         self.without_log.remove(&key);
     }

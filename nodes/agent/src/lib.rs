@@ -16,6 +16,7 @@ mod python;
 mod reconcile;
 mod replicas;
 mod run;
+mod storage;
 mod sweep;
 
 pub use callboard_kernel::UpkeepConfig;
@@ -29,4 +30,5 @@ pub use node_actor::Crash;
 pub use python::check_python;
 pub use replicas::{MemberKey, ReplicaFactory, ReplicaHandle, Roster, SharedSpec};
 pub use run::{DISK_FAULTS_FILE, ExitReason, NodeOptions, run_node};
+pub use storage::{ArchiveError, ObjectArchive, Reserve, ReservedDisk, Storage, StorageOptions};
 pub use sweep::{Swept, sweep};

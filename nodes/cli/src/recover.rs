@@ -92,6 +92,7 @@ mod tests {
             version: 1,
             generation: 0,
             recovery: None,
+            origin: None,
             options: Default::default(),
         };
         let (accepted, completed) = (Seq(8), Seq(7));

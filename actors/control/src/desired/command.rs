@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use callboard_protocol::{
     DiskId, Fault, FaultCode, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelOptions, KernelSpec},
+    control::{KernelOptions, KernelSpec, Origin},
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,9 @@ pub enum Command {
         /// How it is kept.
         #[serde(default)]
         options: KernelOptions,
+        /// What it begins with, if not empty.
+        #[serde(default)]
+        origin: Option<Origin>,
     },
     /// A kernel should not exist any more.
     StopKernel {
@@ -194,6 +197,17 @@ pub enum Refusal {
         /// The id.
         kernel: KernelId,
     },
+    /// The kernel is of another owner.
+    #[error(
+        "kernel {kernel} belongs to another owner: its state cannot be taken into a kernel of \
+         {owner}"
+    )]
+    OtherOwner {
+        /// The kernel.
+        kernel: KernelId,
+        /// Who asked.
+        owner: OwnerId,
+    },
     /// The kernel has no such member.
     #[error("kernel {kernel} has no member {replica}: see `callboard kernel show {kernel}`")]
     NoSuchMember {
@@ -245,7 +259,7 @@ impl From<Refusal> for Fault {
             | Refusal::NameTaken { .. }
             | Refusal::NeverWhole { .. }
             | Refusal::InFlight { .. } => FaultCode::Conflict,
-            Refusal::TooOld { .. } => FaultCode::BadRequest,
+            Refusal::TooOld { .. } | Refusal::OtherOwner { .. } => FaultCode::BadRequest,
             Refusal::TooMany { .. } => FaultCode::Exhausted,
             Refusal::NoSuchKernel { .. } | Refusal::NoSuchMember { .. } => FaultCode::NotFound,
             Refusal::Stale { .. } => FaultCode::Stale,

@@ -3,7 +3,7 @@
 use callboard_policy::repair::in_flight;
 use callboard_protocol::{
     DiskId, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelOptions, KernelSpec, Recovery, ReplicaSpec, Standing},
+    control::{KernelOptions, KernelSpec, Origin, Recovery, ReplicaSpec, Standing},
 };
 
 use super::{
@@ -38,18 +38,32 @@ impl DesiredState {
         (count >= KERNELS_PER_OWNER_MAX).then(|| Refusal::TooMany { owner: owner.clone() })
     }
 
+    /// Why a kernel of `owner` may not begin with this; `None` if it may.
+    #[must_use]
+    pub fn refusal_of_origin(&self, owner: &OwnerId, origin: &Origin) -> Option<Refusal> {
+        let Origin::Kernel { kernel, .. } = origin else { return None };
+        match self.kernels.get(kernel) {
+            None => Some(Refusal::NoSuchKernel { kernel: *kernel }),
+            Some(spec) if spec.owner != *owner => {
+                Some(Refusal::OtherOwner { kernel: *kernel, owner: owner.clone() })
+            }
+            Some(_) => None,
+        }
+    }
+
     pub(super) fn start_kernel(
         &mut self,
         (kernel, owner, name): (KernelId, OwnerId, Option<String>),
         replicas: u8,
-        places: Vec<(NodeId, DiskId)>,
+        (places, origin): (Vec<(NodeId, DiskId)>, Option<Origin>),
         options: KernelOptions,
     ) -> Outcome {
         if let Some(spec) = self.kernels.get(&kernel) {
             let is_same = spec.owner == owner
                 && spec.name == name
                 && spec.replicas_wanted == replicas
-                && spec.options == options;
+                && spec.options == options
+                && spec.origin == origin;
             return if is_same {
                 Outcome::AlreadySo(spec.clone())
             } else {
@@ -73,6 +87,7 @@ impl DesiredState {
             version: 1,
             generation: 0,
             recovery: None,
+            origin,
             options,
         };
         for (node, disk) in places {

@@ -1,6 +1,9 @@
 use std::collections::BTreeSet;
 
-use callboard_protocol::{OwnerId, control::Standing};
+use callboard_protocol::{
+    OwnerId,
+    control::{Origin, Standing},
+};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -28,6 +31,7 @@ fn start(n: u128, who: &str, name: Option<&str>) -> Command {
         owner: owner(who),
         name: name.map(str::to_owned),
         replicas: 3,
+        origin: None,
         options: Default::default(),
         places: (1..=3).map(|n| (node(n), disk(n))).collect(),
     }
@@ -171,6 +175,30 @@ fn a_member_that_was_not_asked_to_leave_stays() {
     let removed = Command::MemberRemoved { kernel: kernel(1), replica: ReplicaId(2) };
     assert!(matches!(refused(state.apply(2, removed)), Refusal::Malformed(_)));
     assert_eq!(state.kernels()[&kernel(1)], before);
+}
+
+#[test]
+fn a_branch_needs_a_kernel_of_the_same_owner() {
+    let mut state = DesiredState::default();
+    state.apply(1, start(1, "ada", None));
+    let of = |n| Origin::Kernel { kernel: kernel(n), at: "@3".to_owned() };
+    assert_eq!(state.refusal_of_origin(&owner("ada"), &of(1)), None);
+    assert_eq!(state.refusal_of_origin(&owner("ada"), &Origin::Upload), None);
+    let refusal = state.refusal_of_origin(&owner("bob"), &of(1)).unwrap();
+    assert!(refusal.to_string().contains("belongs to another owner"), "{refusal}");
+    let refusal = state.refusal_of_origin(&owner("ada"), &of(2)).unwrap();
+    assert_eq!(refusal, Refusal::NoSuchKernel { kernel: kernel(2) });
+    let Command::StartKernel { owner, name, replicas, places, options, .. } = start(3, "ada", None)
+    else {
+        unreachable!()
+    };
+    let origin = Some(of(1));
+    let kernel = kernel(3);
+    let branch = Command::StartKernel { kernel, owner, name, replicas, places, options, origin };
+    assert_eq!(spec(state.apply(2, branch.clone())).origin, Some(of(1)));
+    assert!(matches!(state.apply(3, branch), Outcome::AlreadySo(_)));
+    let other = refused(state.apply(4, start(3, "ada", None)));
+    assert_eq!(other, Refusal::OtherRequest { kernel });
 }
 
 fn recover(n: u128, version: u64, from: u64) -> Command {

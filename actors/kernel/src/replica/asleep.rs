@@ -223,6 +223,7 @@ mod tests {
             state_bytes: 9,
             last_loss: None,
             phase: KernelPhase::Hibernating,
+            waits_for: None,
         };
         let voters = [(ReplicaId(2), NodeId::new("node-2").unwrap())].into();
         let (leader, executor, spec_version) = (ReplicaId(2), Some(ReplicaId(2)), 7);

@@ -1,11 +1,12 @@
-//! A group that does not begin empty: after a lost majority, with what a survivor had.
+//! A group that does not begin empty: after a lost majority, with what a survivor had; a branch or
+//! a restored kernel, with a state made elsewhere.
 //!
 //! The founder of the new group reads the former group's log on this disk, puts what it comes to
 //! into its own log, and tells the control plane once that is durable. Until then no cell is
 //! accepted and nobody takes over.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,13 +14,13 @@ use bytes::Bytes;
 use callboard_policy::terms::Entry;
 use callboard_protocol::{
     ActorKind, Envelope, GroupId, Subject,
-    control::{Holdings, MemberChange, Recovery},
+    control::{Holdings, KernelSpec, MemberChange, Origin, Recovery},
 };
 use callboard_replicated::{ChunkId, Group};
 use callboard_transport::{Message, typed};
 
-use super::ReplicaState;
-use crate::{KernelMachine, NodeContext, state};
+use super::{ReplicaState, branch::Branch};
+use crate::{KernelMachine, NodeContext, state::Named};
 
 /// Bytes of an earlier log in one entry, well under any broker's payload limit.
 const PIECE_BYTES: usize = 256 << 10;
@@ -31,21 +32,61 @@ const GENERATION_EVERY: Duration = Duration::from_millis(500);
 /// How long the leader may take to make sure that a majority still follows it.
 const BARRIER_WITHIN: Duration = Duration::from_secs(1);
 
+/// Why a kernel could not begin yet, for whoever looks at it.
+pub(super) type Trouble = Arc<Mutex<Option<String>>>;
+
 impl ReplicaState {
     /// Whether the group has still to be given what it begins with.
     pub(super) fn is_beginning(&self) -> bool {
-        self.args.spec.recovery.is_some() && self.read(|log| log.begun_from().is_none())
+        let KernelSpec { recovery, origin, .. } = &self.args.spec;
+        (recovery.is_some() || origin.is_some()) && self.read(|log| log.begun_from().is_none())
+    }
+
+    /// Whether the group is about to become an earlier one, with every request that one accepted.
+    pub(super) fn is_recovering(&self) -> bool {
+        self.args.spec.recovery.is_some() && self.is_beginning()
+    }
+
+    /// What the kernel waits for, if it has not begun, as a sentence.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        if !self.is_beginning() {
+            return None;
+        }
+        let KernelSpec { recovery, origin, .. } = &self.args.spec;
+        let what = match (recovery, origin) {
+            (Some(recovery), _) => format!("the log of replica {}", recovery.from),
+            (None, Some(Origin::Kernel { kernel, at })) => {
+                format!("the state {at} of kernel {kernel}")
+            }
+            (None, _) => "a state to be uploaded by `callboard kernel restore`".to_owned(),
+        };
+        let why = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        Some(format!("it waits for {what}{why}"))
     }
 
     /// Gives the group what it begins with, if this is its founder.
     pub(super) fn begin(&mut self) {
         let spec = &self.args.spec;
+        if let (None, Some(Origin::Kernel { kernel, at })) = (&spec.recovery, &spec.origin) {
+            let branch = Branch {
+                context: self.args.context.clone(),
+                group: self.group.clone(),
+                owner: spec.owner.clone(),
+                replica: self.args.replica,
+                from: *kernel,
+                at: at.clone(),
+            };
+            self.tasks.push(tokio::spawn(branch.run(self.trouble.clone())));
+        }
         let Some(recovery) = spec.recovery.clone() else { return };
+        let trouble = self.trouble.clone();
         let former = GroupId::of_kernel(spec.kernel, spec.generation.saturating_sub(1));
         let (context, group) = (self.args.context.clone(), self.group.clone());
         self.tasks.push(tokio::spawn(async move {
             while let Err(why) = adopt(&context, &group, &former, &recovery).await {
                 tracing::warn!(group = %group.id(), %why, "the kernel cannot be recovered yet");
+                *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
                 tokio::time::sleep(RETRY).await;
             }
         }));
@@ -113,8 +154,9 @@ impl ReplicaState {
         let metrics = self.group.metrics().borrow().clone();
         let unconfirmed =
             metrics.last_log.unwrap_or(0).saturating_sub(metrics.applied.unwrap_or(0));
+        let named = self.read(Named::by_state);
         let chunks: Vec<ChunkId> =
-            self.read(|log| state::chunks_of_state(log).map(ChunkId::from).collect());
+            named.content.into_iter().chain(named.indexes).map(ChunkId::from).collect();
         let missing = self.args.context.chunks.missing(&self.args.spec.owner, &chunks);
         let holdings = self.read(|log| Holdings {
             accepted: log.accepted(),

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use callboard_policy::terms::Input;
+use callboard_policy::{
+    failure::NodesView,
+    terms::{Input, OpenTerm},
+};
 use callboard_protocol::{
     ActorKind, Envelope, NodeId, ReplicaId, Subject,
     control::{KernelSpec, MemberChange, MemberChanged, NodeHealth, Standing},
@@ -17,7 +20,7 @@ use callboard_replicated::Members;
 use callboard_transport::typed;
 use ractor::ActorStatus;
 
-use super::{Internal, ReplicaState, tell};
+use super::{Internal, ReplicaState, starting::life_of_node, tell};
 
 /// Log entries a learner may lack when it is made a voter: the next append brings them.
 const LAG_ENTRIES_MAX: u64 = 16;
@@ -79,6 +82,48 @@ fn unreported(spec: &KernelSpec, members: &Members) -> Option<(ReplicaId, Member
     })
 }
 
+/// Members that cannot be counted on, and why.
+///
+/// A node that is up again is no sign that its replica is: if the node ended and came back while
+/// nobody led who could see it down, the executor of an open term is gone all the same. Its disk and
+/// the number of its life tell.
+fn suspects(
+    view: &NodesView,
+    members: &Members,
+    spec: &KernelSpec,
+    open: Option<&OpenTerm>,
+) -> BTreeMap<ReplicaId, String> {
+    let mut suspects = BTreeMap::new();
+    if view.outage.is_none() {
+        for (id, node) in members.voters.iter().chain(&members.learners) {
+            let Some(seen) = view.nodes.get(node) else { continue };
+            let disk = spec.replicas.get(id).map(|member| member.disk);
+            let of_term = open.filter(|open| open.replica == *id);
+            let how = if seen.health != NodeHealth::Up {
+                let silent = || format!("silent for {} ms", seen.silent_ms);
+                seen.how.clone().unwrap_or_else(silent)
+            } else if disk.is_some_and(|disk| disk != seen.disk) {
+                "it came back with another disk".to_owned()
+            } else if of_term.is_some_and(|open| seen.incarnation > life_of_node(open.incarnation))
+            {
+                "it was started again".to_owned()
+            } else {
+                continue;
+            };
+            suspects.insert(*id, format!("executor lost on {node}: {how}"));
+        }
+    }
+    let voters = &members.voters;
+    if let Some(OpenTerm { replica, .. }) = open
+        && !voters.is_empty()
+        && !voters.contains_key(replica)
+    {
+        let cause = format!("executor lost: replica {replica} left the kernel's group");
+        suspects.insert(*replica, cause);
+    }
+    suspects
+}
+
 impl ReplicaState {
     pub(super) fn spec_changed(&mut self, spec: KernelSpec) {
         if spec.version >= self.args.spec.version {
@@ -98,25 +143,8 @@ impl ReplicaState {
     /// Tells the machine which members cannot be counted on.
     pub(super) fn nodes_changed(&mut self) {
         let view = self.args.context.nodes.borrow().clone();
-        let mut suspects = BTreeMap::new();
-        if view.outage.is_none() {
-            let members = self.group.members();
-            for (id, node) in members.voters.iter().chain(&members.learners) {
-                let Some(seen) = view.nodes.get(node) else { continue };
-                if seen.health != NodeHealth::Up {
-                    let silent = || format!("silent for {} ms", seen.silent_ms);
-                    let how = seen.how.clone().unwrap_or_else(silent);
-                    suspects.insert(*id, format!("executor lost on {node}: {how}"));
-                }
-            }
-        }
-        let executor = self.read(|log| log.open_term().map(|open| open.replica));
-        let voters = self.group.members().voters;
-        if let Some(executor) = executor.filter(|id| !voters.is_empty() && !voters.contains_key(id))
-        {
-            let cause = format!("executor lost: replica {executor} left the kernel's group");
-            suspects.insert(executor, cause);
-        }
+        let open = self.read(|log| log.open_term());
+        let suspects = suspects(&view, &self.group.members(), &self.args.spec, open.as_ref());
         self.step(Input::Suspects(suspects));
     }
 
@@ -224,9 +252,11 @@ impl ReplicaState {
 
 #[cfg(test)]
 mod tests {
-    use callboard_protocol::{DiskId, KernelId, OwnerId, control::ReplicaSpec};
+    use callboard_policy::failure::NodeView;
+    use callboard_protocol::{DiskId, Incarnation, KernelId, OwnerId, Term, control::ReplicaSpec};
 
     use super::*;
+    use crate::replica::starting::LIVES_BITS;
 
     fn node(n: u64) -> NodeId {
         NodeId::new(format!("node-{n}")).unwrap()
@@ -249,6 +279,7 @@ mod tests {
             version: 1,
             generation: 0,
             recovery: None,
+            origin: None,
             options: Default::default(),
         }
     }
@@ -256,6 +287,40 @@ mod tests {
     fn members(voters: &[u64], learners: &[u64]) -> Members {
         let map = |ids: &[u64]| ids.iter().map(|n| (ReplicaId(*n), node(*n))).collect();
         Members { voters: map(voters), learners: map(learners) }
+    }
+
+    fn view(spec: &KernelSpec, life: u64) -> NodesView {
+        let seen = |member: &ReplicaSpec| NodeView {
+            health: NodeHealth::Up,
+            incarnation: Incarnation(life),
+            disk: member.disk,
+            silent_ms: 3,
+            how: None,
+            last_beat: None,
+        };
+        let nodes = spec.replicas.values().map(|it| (it.node.clone(), seen(it))).collect();
+        NodesView { nodes, ..NodesView::default() }
+    }
+
+    #[test]
+    fn an_executor_whose_node_is_up_in_another_life_or_with_another_disk_is_lost() {
+        let spec = spec(&[(1, Standing::Founder), (2, Standing::Founder)]);
+        let members = members(&[1, 2], &[]);
+        let open = OpenTerm {
+            term: Term(4),
+            replica: ReplicaId(1),
+            incarnation: Incarnation((3 << LIVES_BITS) + 7),
+        };
+        let found = |view: &NodesView| suspects(view, &members, &spec, Some(&open));
+        assert_eq!(found(&view(&spec, 3)), BTreeMap::new(), "the same life");
+        let restarted = found(&view(&spec, 4));
+        assert_eq!(restarted.keys().copied().collect::<Vec<_>>(), [ReplicaId(1)]);
+        assert!(restarted[&ReplicaId(1)].contains("node-1: it was started again"));
+        let mut wiped = view(&spec, 1);
+        wiped.nodes.get_mut(&node(1)).unwrap().disk = DiskId::generate();
+        assert!(found(&wiped)[&ReplicaId(1)].contains("another disk"));
+        wiped.outage = Some("the broker is away".to_owned());
+        assert_eq!(found(&wiped), BTreeMap::new(), "nobody is judged during an outage");
     }
 
     fn ids(ids: &[u64]) -> BTreeSet<ReplicaId> {

@@ -25,8 +25,8 @@ use tokio::{
 
 use super::{Internal, ReplicaMsg, ReplicaState, chunks, tell};
 use crate::{
-    KernelMachine, ReplicaArgs, cell_traces::CellTraces, publisher::Publisher,
-    python::PythonProcess, running_cell::OutputNumbers,
+    KernelMachine, ReplicaArgs, cell_traces::CellTraces, held::HeldState, publisher::Publisher,
+    python::PythonProcess, refusal::WithoutRoom, running_cell::OutputNumbers,
 };
 
 /// How often time-driven decisions are looked at again.
@@ -36,7 +36,12 @@ const FIRST_VERSION: u64 = 1;
 /// How a former life of the node ended if nobody saw it.
 const UNSEEN_END: &str = "its process ended and was started again";
 /// Bits of an incarnation that count the replica's lives within one life of its node.
-const LIVES_BITS: u32 = 24;
+pub(super) const LIVES_BITS: u32 = 24;
+
+/// The life of the node in which a replica had this incarnation.
+pub(super) fn life_of_node(replica: Incarnation) -> Incarnation {
+    Incarnation(replica.0 >> LIVES_BITS)
+}
 
 /// Tasks that end with whoever holds them.
 #[derive(Debug, Default)]
@@ -74,6 +79,9 @@ pub(super) struct Kept {
     pub(super) python: Option<PythonProcess>,
     pub(super) python_life: u64,
     pub(super) numbers: OutputNumbers,
+    /// What that process takes this replica to hold.
+    pub(super) held: HeldState,
+    pub(super) without_room: WithoutRoom,
     pub(super) feeds: Tasks,
 }
 
@@ -116,6 +124,8 @@ impl Kept {
             python: None,
             python_life: 0,
             numbers: OutputNumbers::default(),
+            held: HeldState::default(),
+            without_room: WithoutRoom::default(),
             feeds,
         })
     }
@@ -140,7 +150,7 @@ impl ReplicaState {
         events: mpsc::UnboundedReceiver<GroupEvent<KernelMachine>>,
     ) -> Self {
         let Kept { args, me, executor, started, publisher, python, .. } = kept;
-        let Kept { python_life, numbers, feeds, .. } = kept;
+        let Kept { python_life, numbers, held, without_room, feeds, .. } = kept;
         let mut tasks = Tasks::default();
         tasks.push(feed_group(&me, events));
         tasks.push(feed_changes(&me, group.leader(), || Internal::Membership));
@@ -159,16 +169,19 @@ impl ReplicaState {
             python_life,
             python_failures: 0,
             cell: None,
+            held,
             numbers,
             held_replies: BTreeMap::new(),
             abort_through: Seq::default(),
             lingering: Vec::new(),
             spreading: None,
+            without_room,
             askers: HashMap::new(),
             traces: CellTraces::default(),
             chunks_complete: false,
             changing_members: false,
             told_generation: None,
+            trouble: super::beginning::Trouble::default(),
             sleep_due: None,
             tasks,
             feeds,
@@ -183,9 +196,20 @@ impl ReplicaState {
     /// What it holds in its sleep, and the group that is closed for it. Its tasks end.
     pub(super) fn part(self) -> (Kept, Group<KernelMachine>) {
         let Self { args, me, executor, started, publisher, python, group, .. } = self;
-        let Self { python_life, numbers, feeds, .. } = self;
-        let kept =
-            Kept { args, me, executor, started, publisher, python, python_life, numbers, feeds };
+        let Self { python_life, numbers, held, without_room, feeds, .. } = self;
+        let kept = Kept {
+            args,
+            me,
+            executor,
+            started,
+            publisher,
+            python,
+            python_life,
+            numbers,
+            held,
+            without_room,
+            feeds,
+        };
         (kept, group)
     }
 }

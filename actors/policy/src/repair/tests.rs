@@ -28,6 +28,7 @@ fn kernel(number: u128, standings: &[(usize, Standing)]) -> KernelSpec {
         version: 5,
         generation: 0,
         recovery: None,
+        origin: None,
         options: Default::default(),
     }
 }
@@ -56,6 +57,7 @@ fn views(healths: &[NodeHealth]) -> (NodesView, ClusterView) {
             replicas: 0,
             running_cells: 0,
             python_problem: None,
+            disk_high_percent: None,
         });
     }
     (nodes, cluster)

@@ -107,6 +107,7 @@ impl KernelLog {
             Entry::Checkpoint { name, at } => kept(self.keep(name, at)),
             Entry::DropCheckpoint { name } => kept(self.drop_checkpoint(&name)),
             Entry::Adopt { offset, bytes, total, cause } => self.adopt(offset, bytes, total, cause),
+            Entry::Seed { skip, groups, end } => self.seed(skip, groups, end),
         }
     }
 
@@ -137,7 +138,7 @@ impl KernelLog {
         if horizon.is_some_and(|horizon| horizon < self.forgotten) {
             return Applied::Expired;
         }
-        if self.pending.len() >= QUEUE_DEPTH_MAX || self.beginning.is_under_way() {
+        if self.pending.len() >= QUEUE_DEPTH_MAX || self.beginning.is_adopting() {
             return Applied::QueueFull;
         }
         self.accepted = self.accepted.next();

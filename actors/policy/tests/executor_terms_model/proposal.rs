@@ -49,7 +49,8 @@ impl Proposal {
             | Entry::Rewind { .. }
             | Entry::Checkpoint { .. }
             | Entry::DropCheckpoint { .. }
-            | Entry::Adopt { .. } => {
+            | Entry::Adopt { .. }
+            | Entry::Seed { .. } => {
                 unreachable!("the executor's machine proposes no {entry:?}")
             }
         }

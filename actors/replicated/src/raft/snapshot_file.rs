@@ -8,6 +8,8 @@ use super::types::{SnapshotMeta, decode, encode};
 use crate::disk::Disk;
 
 const MAGIC: [u8; 8] = *b"CBSNAP\0\x01";
+/// Where the version is in the magic.
+const VERSION_AT: usize = 7;
 const HEADER_LENGTH: usize = 20;
 
 /// A snapshot as read from disk.
@@ -48,6 +50,18 @@ fn file_bytes(meta: &SnapshotMeta, data: &[u8]) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The version of a whole snapshot that a later version of the program wrote.
+fn newer(bytes: &[u8]) -> Option<u8> {
+    let crc = u32::from_le_bytes(bytes.get(8..12)?.try_into().ok()?);
+    let version = bytes[VERSION_AT];
+    let is_ours = bytes[..VERSION_AT] == MAGIC[..VERSION_AT];
+    let is_whole = crc32c::crc32c(&bytes[12..]) == crc;
+    // The checksum does not cover the version. One flipped bit turns 1 into 0, 3, 5, 9 and so on,
+    // which are damage and are no versions to come; 2 is the next.
+    let is_version = (version ^ MAGIC[VERSION_AT]).count_ones() > 1;
+    (is_ours && is_whole && is_version).then_some(version)
+}
+
 fn parse(bytes: &[u8]) -> Option<StoredSnapshot> {
     if bytes.get(..8)? != MAGIC {
         return None;
@@ -78,6 +92,12 @@ impl SnapshotFiles {
         let Some(name) = self.names()?.pop() else { return Ok(Newest::None) };
         let path = format!("{}/{name}", self.directory);
         let bytes = self.disk.read(&path)?;
+        if let Some(version) = newer(&bytes) {
+            return Err(io::Error::other(format!(
+                "{path} has format {version}, which a newer callboard wrote: start this node with \
+                 that version; nothing was changed"
+            )));
+        }
         Ok(match parse(&bytes) {
             Some(snapshot) => Newest::Whole(Box::new(snapshot)),
             None => Newest::Damaged(path),
@@ -123,5 +143,36 @@ impl SnapshotFiles {
             Ok(())
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sim_disk::SimDisk;
+
+    fn files(version: u8) -> (SimDisk, SnapshotFiles) {
+        let disk = SimDisk::new(Duration::ZERO);
+        let mut bytes = file_bytes(&SnapshotMeta::default(), b"data").unwrap();
+        bytes[VERSION_AT] = version;
+        disk.write_atomically("groups/g/snap-00000000000000000001.bin", &bytes).unwrap();
+        let group = GroupId::new("g").unwrap();
+        (disk.clone(), SnapshotFiles::new(Arc::new(disk), &group))
+    }
+
+    #[test]
+    fn a_snapshot_of_a_newer_version_is_refused_and_one_flipped_bit_is_damage() {
+        assert!(matches!(files(1).1.newest().unwrap(), Newest::Whole(_)));
+        let error = files(2).1.newest().unwrap_err().to_string();
+        assert!(error.contains("format 2, which a newer callboard wrote"), "{error}");
+        for bit in 0..8 {
+            let (disk, files) = files(1);
+            let before = disk.files();
+            disk.flip_bit("groups/g/snap-00000000000000000001.bin", VERSION_AT, bit);
+            assert!(matches!(files.newest().unwrap(), Newest::Damaged(_)), "bit {bit}");
+            assert_ne!(before, disk.files());
+        }
     }
 }

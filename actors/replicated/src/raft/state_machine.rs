@@ -253,6 +253,9 @@ impl<M: Machine> Replica<M> {
         };
         if let Err(error) = self.files.write(meta.clone(), bytes).await {
             self.covered.send_modify(|now| now.failed = true);
+            // openraft stops for good after this, and the disk is not to be trusted.
+            let group = &self.log.group;
+            self.log.wal.give_up(format!("the snapshot of group {group} was not written: {error}"));
             return Err(failed(error));
         }
         let index = meta.last_log_id.map(|id| id.index);

@@ -294,8 +294,13 @@ impl Wal {
 
     /// Stops the writer without writing what is queued, as a crash would.
     pub fn crash(&self) {
+        self.give_up("crashed on purpose".to_owned());
+    }
+
+    /// Stops for good for a reason outside of the log: nothing is promised from here on.
+    pub(crate) fn give_up(&self, why: String) {
         self.shared.lock().crashed = true;
-        self.shared.fail("crashed on purpose".to_owned());
+        self.shared.fail(why);
         self.shared.wake();
     }
 }

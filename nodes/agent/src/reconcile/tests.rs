@@ -40,6 +40,7 @@ fn state() -> DesiredState {
             name,
             replicas: 3,
             places,
+            origin: None,
             options: Default::default(),
         },
     );

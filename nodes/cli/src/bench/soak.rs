@@ -30,6 +30,8 @@ const GROWTH_MAX_PERCENT: f64 = 10.0;
 const QUICK: (u64, usize, u64) = (60, 4, 10);
 /// Size of the log's files, in MiB: small, so that the log is as large as it gets in the warm-up.
 const LOG_SEGMENT_MB: i64 = 1;
+/// Seconds without a cell after which kernels hibernate, and are parked: users pause that long.
+const SLEEP_AFTER_S: (i64, i64) = (3, 6);
 
 /// The bench.
 #[derive(Debug)]
@@ -78,7 +80,12 @@ async fn measure(context: &Context, args: SoakArgs) -> Outcome {
         true => QUICK,
         false => (args.minutes * 60, args.sessions, args.fault_every),
     };
-    let segment = toml::Value::Integer(LOG_SEGMENT_MB);
+    let config = [
+        ("log_segment_mb", LOG_SEGMENT_MB),
+        ("hibernate_after_s", SLEEP_AFTER_S.0),
+        ("park_after_s", SLEEP_AFTER_S.1),
+    ];
+    let config = config.map(|(key, value)| (key.to_owned(), toml::Value::Integer(value)));
     let options = SoakOptions {
         program: std::env::current_exe()?,
         python: find_python(&args.options.python.clone().unwrap_or_default())?,
@@ -87,7 +94,7 @@ async fn measure(context: &Context, args: SoakArgs) -> Outcome {
         fault_every: Duration::from_secs(fault_every.max(1)),
         seed: args.options.seed,
         parent: args.options.dir.clone().unwrap_or_else(parent_default),
-        config: toml::Table::from_iter([("log_segment_mb".to_owned(), segment)]),
+        config: config.into_iter().collect(),
     };
     let fail = |error| Failure::environment(format!("cannot listen for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(fail)?;

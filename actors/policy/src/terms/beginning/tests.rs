@@ -101,3 +101,45 @@ fn a_log_that_is_in_use_adopts_nothing_and_mixed_pieces_are_begun_again() {
     }
     assert_eq!(log.completed(), Seq(1));
 }
+
+fn group(name: &str) -> (String, StateGroup) {
+    let names = vec![name.to_owned()];
+    (name.to_owned(), StateGroup { names, kind: "variables".to_owned(), parts: Vec::new() })
+}
+
+fn page(skip: u64, names: &[&str], is_last: bool) -> Entry {
+    let end = SeedEnd { refused: Vec::new(), execution_count: 8, from: "kernel a".to_owned() };
+    let groups = names.iter().map(|name| group(name)).collect();
+    Entry::Seed { skip, groups, end: is_last.then_some(end) }
+}
+
+#[test]
+fn a_log_begins_with_a_state_given_in_pages_and_cells_wait_for_it() {
+    let mut log = KernelLog::default();
+    assert_eq!(log.apply(page(0, &["x", "y"], false)), Applied::Holding(2));
+    assert_eq!(log.apply(page(0, &["x", "y"], false)), Applied::Holding(2), "said twice");
+    assert_eq!(log.apply(page(5, &["z"], true)), Applied::Holding(2), "a page is missing");
+    assert_eq!(log.apply(takeover(1, 0)), Applied::Ignored, "not before it has begun");
+    let waits = log.apply(accept("early", None));
+    assert_eq!(waits, Applied::Accepted { seq: Seq(1), duplicate: false });
+    assert_eq!(log.apply(page(2, &["z"], true)), Applied::Begun);
+    assert_eq!(log.manifest().len(), 3);
+    assert_eq!((log.execution_count(), log.begun_from()), (8, Some("kernel a")));
+    assert_eq!(log.apply(page(0, &["w"], true)), Applied::Ignored, "it has begun");
+    assert_eq!(log.apply(takeover(1, 0)), Applied::Opened(Term(1)));
+    log.apply(Entry::Start { term: Term(1), seq: Seq(1) });
+    let removed = vec!["x".to_owned()];
+    let delta = StateDelta { removed, execution_count: 9, ..StateDelta::default() };
+    log.apply(Entry::Complete { term: Term(1), seq: Seq(1), outputs: Vec::new(), delta });
+    let start = log.find_state("0").unwrap();
+    assert_eq!(log.moment_at(&start).unwrap().manifest.len(), 3, "what it began with is kept");
+}
+
+#[test]
+fn a_log_whose_cells_have_run_begins_with_nothing() {
+    let mut log = KernelLog::default();
+    log.apply(takeover(1, 0));
+    let before = log.clone();
+    assert_eq!(log.apply(page(0, &["x"], true)), Applied::Ignored);
+    assert_eq!(log, before);
+}

@@ -104,7 +104,7 @@ impl Kernel {
     fn state(&self) -> String {
         let text = |(name, group): (&String, &StateGroup)| match &group.parts[0] {
             Part::Inline(bytes) => format!("{name}={}", String::from_utf8_lossy(bytes)),
-            Part::Chunk { .. } => format!("{name}=chunk"),
+            Part::Chunk { .. } | Part::Chunked { .. } => format!("{name}=chunk"),
         };
         self.log.manifest().iter().map(text).collect::<Vec<_>>().join(" ")
     }
