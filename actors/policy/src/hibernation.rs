@@ -190,6 +190,7 @@ impl Hibernation {
             spec_version: seen.spec_version,
         };
         if seen.others.is_empty() {
+            self.give_up(now_ms);
             return Some(Action::Sleep(offer, BTreeSet::new()));
         }
         let missing = seen.others.clone();
@@ -238,6 +239,8 @@ impl Hibernation {
             return None;
         }
         let offer = self.agreeing.take()?.offer;
+        // Should it turn out that it cannot sleep after all, it does not ask again at once.
+        self.give_up(now_ms);
         Some(Action::Sleep(offer, seen.others.clone()))
     }
 
