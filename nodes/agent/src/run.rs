@@ -16,8 +16,8 @@ use callboard_policy::{
 };
 use callboard_protocol::NodeId;
 use callboard_replicated::{
-    ChunkArchive, ChunkExchange, ChunkStore, ChunkStoreOptions, Disk, FaultyDisk, KillProcess, RealDisk,
-    ReplicatorOptions,
+    ChunkArchive, ChunkExchange, ChunkStore, ChunkStoreOptions, Disk, FaultyDisk, KillProcess,
+    RealDisk, ReplicatorOptions,
 };
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
 use nix::{

@@ -2,6 +2,7 @@
 //! verbs, which speak only NATS.
 
 pub mod args;
+pub mod backup;
 pub mod bench;
 pub mod branch;
 pub mod config;
@@ -16,8 +17,8 @@ pub mod look;
 pub mod node;
 pub mod output;
 pub mod python;
-pub mod storage;
 pub mod recover;
+pub mod storage;
 pub mod undo;
 pub mod up;
 

@@ -222,6 +222,7 @@ mod tests {
             refused: Vec::new(),
             state_bytes: 9,
             last_loss: None,
+            waits_for: None,
             phase: KernelPhase::Hibernating,
         };
         let voters = [(ReplicaId(2), NodeId::new("node-2").unwrap())].into();

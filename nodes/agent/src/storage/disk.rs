@@ -3,7 +3,10 @@
 use std::{io, sync::Arc, time::Duration};
 
 use callboard_protocol::storage::DiskBeat;
-use callboard_replicated::{Disk, disk::{DiskFile, DiskNote}};
+use callboard_replicated::{
+    Disk,
+    disk::{DiskFile, DiskNote},
+};
 
 use super::reserve::Reserve;
 
