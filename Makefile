@@ -38,5 +38,5 @@ test-python: setup ## Tests of the Python package inside a kernel
 	@$(PYTHON) -m pytest -q actors/kernel/python/tests chaos/checker
 	@CALLBOARD_TEST_ZYGOTE=1 $(PYTHON) -m pytest -q actors/kernel/python/tests
 
-acceptance: setup ## The long lines: model, crash seeds, fsync trace, chaos, speed (an hour)
+acceptance: setup ## The long lines: model, crash seeds, fsync trace, chaos, soak, speed (three hours)
 	@scripts/acceptance

@@ -259,18 +259,19 @@ impl Struck {
     pub async fn heal(mut self, cluster: &Cluster) -> Result<(), ChaosError> {
         let mut healed = Ok(());
         for undo in std::mem::take(&mut self.undo) {
-            let over = match &undo {
-                Undo::Continue(_) | Undo::Connect(_) => Ok(sleep_until(self.at + HOLD).await),
-                Undo::Free(_) => Ok(sleep_until(self.at + FULL).await),
+            match &undo {
+                Undo::Continue(_) | Undo::Connect(_) => sleep_until(self.at + HOLD).await,
+                Undo::Free(_) => sleep_until(self.at + FULL).await,
                 Undo::Withdraw(path) => {
                     while path.exists() && self.at.elapsed() < ORDER_WITHIN {
                         sleep(POLL).await;
                     }
-                    Ok(())
                 }
-                Undo::Restarted(node, pid) => restarted(cluster, node, *pid).await,
-            };
-            healed = healed.and(over).and(undo.carry_out(cluster));
+                Undo::Restarted(node, pid) => {
+                    healed = healed.and(restarted(cluster, node, *pid).await);
+                }
+            }
+            healed = healed.and(undo.carry_out(cluster));
         }
         healed
     }

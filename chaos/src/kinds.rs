@@ -55,6 +55,12 @@ impl Moment {
         Self::Parked,
     ];
 
+    /// Whether the kernel has no Python process, or may have none: there is none to kill.
+    #[must_use]
+    pub fn is_asleep(self) -> bool {
+        matches!(self, Self::Hibernating | Self::Parked)
+    }
+
     /// Whether no cell is on its way when the fault strikes.
     #[must_use]
     pub fn is_quiet(self) -> bool {

@@ -266,7 +266,7 @@ impl Replicator {
             Some(heard) => heard,
             None => self.listen(&group, replica_id).await?,
         };
-        let every = options.snapshot_every_entries.min(inner.options.snapshot_every_entries_max);
+        let every = options.snapshot_every_entries;
         let config =
             self.raft_config(&group, every, options.timing.as_ref()).map_err(raft_error)?;
         let links = Links { wire: wire.clone(), log: log.clone() };
@@ -362,6 +362,8 @@ impl Replicator {
         snapshot_every_entries: u64,
         timing: Option<&RaftTiming>,
     ) -> Result<Config, String> {
+        let every_max = self.inner.options.snapshot_every_entries_max;
+        let snapshot_every_entries = snapshot_every_entries.min(every_max);
         let timing = timing.unwrap_or(&self.inner.options.timing);
         Config {
             cluster_name: format!("{}/{group}", self.inner.cluster),

@@ -110,7 +110,7 @@ async fn a_log_on_a_full_disk_fails_for_good_keeps_what_was_synced_and_opens_wit
     let group = GroupId::new("kernel-1").unwrap();
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(small.path()));
     let (wal, _) = Wal::open(disk.clone(), WalOptions::default()).unwrap();
-    let record = |bytes: usize| Record::Entry { index: 1, bytes: vec![1; bytes].into() };
+    let record = |bytes: usize| Record::Entry { index: 0, bytes: vec![1; bytes].into() };
     wal.append(&group, [record(10)]).synced().await.unwrap();
     small.fill(4096);
     wal.append(&group, [record(200_000)]).synced().await.unwrap_err();

@@ -35,6 +35,9 @@ pub struct Beat {
     pub suspects: Vec<NodeId>,
     /// What its Python environment lacks to run kernels; `None` if it can.
     pub python_problem: Option<String>,
+    /// Its replicas that sleep.
+    #[serde(default, skip_serializing_if = "Asleep::is_none")]
+    pub asleep: Asleep,
     /// How full its disk is; unknown of nodes of the version before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_level: Option<DiskBeat>,

@@ -102,8 +102,7 @@ impl Sampler {
         if !words.contains(&b"node".as_slice()) {
             return None;
         }
-        let is_its =
-            |folder: &Path| words.iter().any(|word| *word == folder.as_os_str().as_encoded_bytes());
+        let is_its = |folder: &Path| words.contains(&folder.as_os_str().as_encoded_bytes());
         let found = self.folders.iter().find(|(_, folder)| is_its(folder));
         found.map(|(node, _)| node.clone())
     }

@@ -1,10 +1,6 @@
 //! One user of a soak: kernel after kernel, cell after cell, each kernel judged when it is given up.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use callboard_protocol::{
     KernelId,
@@ -180,7 +176,7 @@ async fn prepare(session: &mut Session, witness: &Path) -> Result<u32, ChaosErro
 async fn cells(
     shared: &Shared<'_>,
     session: &mut Session,
-    file: &PathBuf,
+    file: &Path,
     rng: &mut StdRng,
 ) -> Result<(), ChaosError> {
     for number in 0..CELLS_PER_KERNEL {

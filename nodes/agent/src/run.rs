@@ -192,7 +192,7 @@ async fn start(
         reserve.clone(),
         options.storage.clone(),
     );
-    let (pins, disk) = (storage.pins.clone(), storage.refusal());
+    let (pins, full_disk) = (storage.pins.clone(), storage.refusal());
     let cluster = options.credentials.cluster.clone();
     let archive = ObjectArchive::open(&options.storage.object_store_url, &cluster)?;
     let storage = storage.with_archive(archive.clone());
@@ -233,7 +233,7 @@ async fn start(
             replicator: services.replicator.clone(),
             chunks,
             pins,
-            disk,
+            disk: full_disk,
             exchange,
             python: python_pool,
             upkeep: options.upkeep,

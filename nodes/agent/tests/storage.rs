@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use callboard_protocol::{
-    ActorKind, Envelope, Fault, KernelId, OwnerId, Subject,
+    ActorKind, Envelope, Fault, GroupId, KernelId, OwnerId, Subject,
     storage::{Named, NamedAmong, NodeStorage, Purge, Purged},
 };
 use callboard_replicated::{ChunkId, ChunkStore};
@@ -31,6 +31,10 @@ async fn ask<Req: Serialize + Sync, Rep: DeserializeOwned>(
     let subject = Subject::actor(&cluster(), ActorKind::Node, node(1), verb);
     let within = Duration::from_secs(30);
     typed::ask(&*of.operator, &subject, &Envelope::default(), request, within).await
+}
+
+fn group(kernel: KernelId) -> GroupId {
+    GroupId::of_kernel(kernel, 0)
 }
 
 async fn storage(of: &TestCluster) -> NodeStorage {
@@ -78,7 +82,7 @@ fn a_member_that_has_not_said_what_it_names_keeps_everything_and_is_told_of() {
         // The members of these tests never say what they name.
         cluster.start_kernel(kernel).await;
         let pins = cluster.running(1).pins();
-        pins.expect((kernel.into(), callboard_protocol::ReplicaId(1)));
+        pins.expect((group(kernel), callboard_protocol::ReplicaId(1)));
         tokio::time::sleep(Duration::from_secs(200)).await;
         let held = storage(&cluster).await;
         assert_eq!(held.owners[0].chunks, 1);
@@ -102,7 +106,7 @@ fn what_only_a_purged_kernel_named_goes_at_once() {
         let (kernel, other) = (KernelId(Uuid::from_u128(7)), KernelId(Uuid::from_u128(8)));
         let shared = ChunkId::of(b"shared");
         for (kernel, names) in [(kernel, vec![ChunkId::of(b"a"), shared]), (other, vec![shared])] {
-            let holder = (kernel.into(), callboard_protocol::ReplicaId(1));
+            let holder = (group(kernel), callboard_protocol::ReplicaId(1));
             let names: std::collections::BTreeSet<_> = names.into_iter().collect();
             let witnessed = names.clone();
             let look = move || Some(witnessed.clone());
@@ -111,7 +115,7 @@ fn what_only_a_purged_kernel_named_goes_at_once() {
         }
         // Whatever was promised a moment ago may be another kernel's.
         tokio::time::sleep(Duration::from_secs(45)).await;
-        pins.forget(&(kernel.into(), callboard_protocol::ReplicaId(1)));
+        pins.forget(&(group(kernel), callboard_protocol::ReplicaId(1)));
         let purged: Purged = ask(&cluster, "purge", &Purge { kernel }).await.unwrap();
         assert_eq!(purged, Purged { chunks: 1, bytes: 1, left: 0 });
         assert_eq!(storage(&cluster).await.owners[0].bytes, 6, "the shared one stays");
@@ -128,7 +132,7 @@ fn the_scrub_finds_damage_and_says_whose_it_is() {
     Universe::run(34, |universe| async move {
         let cluster = with_chunks(&universe, &["a chunk"]).await;
         let (kernel, id) = (KernelId(Uuid::from_u128(7)), ChunkId::of(b"a chunk"));
-        let holder = (kernel.into(), callboard_protocol::ReplicaId(1));
+        let holder = (group(kernel), callboard_protocol::ReplicaId(1));
         let pins = cluster.running(1).pins();
         let names = std::collections::BTreeSet::from([id]);
         let _number = pins.register(holder.clone(), OwnerId::default(), Arc::new(|| None));

@@ -28,6 +28,12 @@ from .sharing import Reach
 OUT_OF_BAND_BYTES_MIN = 4096
 
 
+# Opcode and version; opcode and length of a frame; opcode and length of a large string at most.
+_PROTOCOL_BYTES, _FRAME_BYTES, _HEADER_BYTES_MAX = 2, 9, 9
+# Without frames the reader asks for each value by itself; it looks ahead if its file can.
+_LOOK_AHEAD_BYTES = 256 << 10
+
+
 @dataclass
 class Pass:
     """What is fixed during one capture: class anchors, limits, and who to tell of slowness."""
@@ -79,7 +85,7 @@ class Sink:
 
     def __init__(self, context: Pass) -> None:
         self.context = context
-        self.frames: list[bytes] = [live.PREAMBLE]
+        self.frames: list[bytes | memoryview] = [live.PREAMBLE]
         self.length = len(live.PREAMBLE)
         self.buffers: list[memoryview] = []
         self.buffer_bytes = 0
@@ -87,6 +93,8 @@ class Sink:
         # While the pickler's memo is asked, where the answers go.
         self.answers: list[bytes] | None = None
         self._hasher = hasher(live.PREAMBLE)
+        # The end of what was written last.
+        self._end = b""
 
     def write(self, data: Any) -> None:
         if self.answers is not None:
@@ -95,11 +103,21 @@ class Sink:
         if type(data) is not bytes:
             # A large bytearray is handed over as it is, and may change before it is sent.
             data = bytes(data)
-        self.frames.append(data)
-        self.length += len(data)
-        self._hasher.update(data)
+        frame = data if self._is_payload(data) else _unframed(data)
+        self._end = data[-_HEADER_BYTES_MAX:]
+        self.frames.append(frame)
+        self.length += len(frame)
+        self._hasher.update(frame)
         self.context.check()
         self.context.check_size(self.length + self.buffer_bytes)
+
+    def _is_payload(self, data: bytes) -> bool:
+        """Whether this is a large string of the user's, written as it is behind a header with its length.
+
+        Perhaps also when it is not: then its frame stays in the pickle.
+        """
+        end, length = self._end, len(data)
+        return end[-4:] == length.to_bytes(8, "little")[:4] or end[-8:] == length.to_bytes(8, "little")
 
     def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         """Keeps a large buffer beside the pickle; true leaves a small one inside."""
@@ -125,6 +143,19 @@ class Sink:
         return bytes(self._hasher.digest()[:DIGEST_BYTES])
 
 
+def _unframed(data: bytes) -> bytes | memoryview:
+    """What the pickler wrote, without the frame around it.
+
+    A frame has about 64 KiB, so one insertion would move the edges of all that follow, and leave no
+    chunk of the stream as it was. Readers need no frames.
+    """
+    start = _PROTOCOL_BYTES if data[:1] == pickle.PROTO else 0
+    if data[start : start + 1] != pickle.FRAME:
+        return data
+    content = memoryview(data)[start + _FRAME_BYTES :]
+    return data[:start] + bytes(content) if start else content
+
+
 @dataclass
 class Pickled:
     """The bytes of some names and what they reached."""
@@ -139,7 +170,7 @@ class Pickled:
         self.digest = self.sink.digest()
 
     @property
-    def frames(self) -> list[bytes]:
+    def frames(self) -> list[bytes | memoryview]:
         return self.sink.frames
 
     @property
@@ -272,5 +303,6 @@ class StateUnpickler(pickle.Unpickler):
 
 def load(stream: Any, buffers: list[Any]) -> dict[str, Any]:
     """The names of one group. Runs the values' own code, which may raise anything."""
-    names = StateUnpickler(io.BytesIO(stream), buffers=buffers).load()
+    file = io.BufferedReader(io.BytesIO(stream), _LOOK_AHEAD_BYTES)
+    names = StateUnpickler(file, buffers=buffers).load()
     return dict(names)

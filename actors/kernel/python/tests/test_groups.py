@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 
@@ -392,3 +393,23 @@ def test_memory_kept_for_speed_holds_no_objects_and_is_given_back(session, track
     assert gone() is None
     tracker.rest()
     assert tracker._spare is None
+
+
+def test_an_insertion_leaves_the_rest_of_a_stream_as_it_was(session, tracker):
+    session["a"] = [f"string number {i}" for i in range(100_000)]
+    before = pickler.dump({"a": session["a"]}, pickler.Pass()).stream
+    session["a"][50] = "x" * 1024
+    after = pickler.dump({"a": session["a"]}, pickler.Pass()).stream
+    assert len(after) > 1_000_000 and before[-1_000_000:] == after[-1_000_000:]
+
+
+def test_large_strings_that_look_like_frames_stay_as_they_are(session, tracker):
+    rng = random.Random(SEED)
+    for size in (65_535, 65_536, 70_000, 300_000):
+        frame = pickle.FRAME + (size - 9).to_bytes(8, "little") + rng.randbytes(size - 9)
+        odd = pickle.PROTO + b"\x05" + frame[2:]
+        nested = pickle.dumps(list(range(100_000)), 5)
+        value = [frame, odd, nested, bytearray(frame), "\x95" * size, [frame, 1], bytes(size), {"k": frame[:-1]}]
+        session["value"] = value
+        pickled = pickler.dump({"value": value}, pickler.Pass())
+        assert pickler.load(pickled.stream, pickled.buffers)["value"] == value, f"seed {SEED}, size {size}"

@@ -7,6 +7,7 @@
 mod child;
 mod launch;
 pub mod memory;
+mod orphans;
 mod package;
 mod plain;
 mod pool;

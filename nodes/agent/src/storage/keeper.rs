@@ -286,9 +286,7 @@ async fn purge(args: &StorageArgs, kernel: KernelId) -> Result<Purged, Fault> {
 
 /// Whether a group is a kernel's, also after recoveries from a lost majority.
 fn is_of(group: &GroupId, kernel: KernelId) -> bool {
-    let kernel = kernel.to_string();
-    let rest = group.as_str().strip_prefix(&kernel);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("-g"))
+    group.kernel().is_some_and(|(of, _)| of == kernel)
 }
 
 impl StorageArgs {
