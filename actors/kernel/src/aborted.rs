@@ -70,5 +70,6 @@ pub(crate) fn nothing_changed(log: &KernelLog, msg_id: String) -> Captured {
         removed: Vec::new(),
         refused: log.refused().to_vec(),
         execution_count: log.execution_count(),
+        rewind: None,
     }
 }

@@ -38,7 +38,7 @@ pub use chunk_list::IndexError;
 pub use machine::KernelMachine;
 pub use python::{PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
-pub use state::all_chunks;
+pub use state::{all_chunks, listed_by};
 
 /// What a replica needs of the node it lives on.
 #[derive(Debug)]

@@ -29,6 +29,10 @@ pub(crate) enum Asked {
     Show,
     /// A verb of the kernel's history; JSON.
     Undo,
+    /// A piece of a chunk of the kernel's state; JSON.
+    GetChunk,
+    /// A piece of a chunk that the kernel is to begin with; JSON.
+    PutChunk,
     /// Whether the kernel's group has a leader and a majority.
     Alive,
     /// The leader of one of the kernel's groups says which generation it is of; JSON.
@@ -78,6 +82,8 @@ pub(crate) fn parse(message: &Message) -> Result<Asked, Fault> {
         "outputs" => return Ok(Asked::Outputs),
         "show" => return Ok(Asked::Show),
         "log" | "checkpoint" | "rewind" | "manifest" | "seed" => return Ok(Asked::Undo),
+        "chunk" => return Ok(Asked::GetChunk),
+        "put_chunk" => return Ok(Asked::PutChunk),
         "alive" => return Ok(Asked::Alive),
         "generation" => return typed::decode(message).map(Asked::Generation),
         verb => {

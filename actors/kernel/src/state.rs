@@ -232,7 +232,8 @@ impl Named {
 }
 
 /// The hashes that an index lists; none if it cannot be read.
-pub(crate) fn listed_by(index: &[u8]) -> Option<Vec<Hash>> {
+#[must_use]
+pub fn listed_by(index: &[u8]) -> Option<Vec<Hash>> {
     let list = ChunkList::decode(index);
     list.inspect_err(|error| tracing::error!(%error, "a part of the state"))
         .ok()

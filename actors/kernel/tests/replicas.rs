@@ -788,3 +788,19 @@ async fn a_branch_begins_with_an_earlier_state_and_the_two_go_apart() {
     };
     assert!(waits.starts_with("it waits for the state 9 of kernel"), "{waits}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cell_rewinds_its_own_session_and_hears_why_it_cannot() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "x = 1").await;
+    value(&client, "x = 2; y = 3").await;
+    let text = value(&client, "%callboard rewind 1").await;
+    assert!(text.contains("the state after cell 1; undone: 2, and this cell"), "{text}");
+    assert_eq!(value(&client, "x, 'y' in dir()").await, "(1, False)");
+    let text = value(&client, "%callboard rewind 99").await;
+    assert!(text.contains("not rewound: there is no cell 99 yet"), "{text}");
+    assert_eq!(value(&client, "x").await, "1");
+    let text = value(&client, "%callboard rewind").await;
+    assert!(text.contains("Name one state"), "{text}");
+}

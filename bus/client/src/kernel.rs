@@ -8,7 +8,10 @@ use std::{
 use bytes::Bytes;
 use callboard_protocol::{
     ActorKind, Answer, Fault, FaultCode, KernelId, Subject, SubjectPattern,
-    history::{GetManifest, KeepState, KernelHistory, Manifest, Rewind, RewindPlan},
+    history::{
+        ChunkPiece, ChunkProgress, GetChunk, GetManifest, KeepState, KernelHistory, Manifest,
+        PutChunk, Rewind, RewindPlan, SeedPage, SeedProgress,
+    },
     kernel::{Accepted, GetOutputs, KernelStatus, OutputCursor, Outputs},
 };
 use callboard_transport::{
@@ -33,6 +36,10 @@ const SHOW_AGAIN_AFTER: Duration = Duration::from_millis(150);
 
 /// How often a rewind is sent before its fate is left to the user: longer than an election takes.
 const REWIND_TRIES_MAX: u32 = 3;
+
+/// How often a kernel that was just started is asked, and the pause between: its group has to form.
+const NEW_KERNEL_TRIES_MAX: u32 = 20;
+const NEW_KERNEL_PAUSE: Duration = Duration::from_millis(500);
 
 /// Verbs of one kernel. Clones share a session.
 #[derive(Debug, Clone)]
@@ -143,6 +150,49 @@ impl KernelClient {
     /// As [`Self::outputs`]; [`FaultCode::NotFound`] if the state is no longer kept.
     pub async fn manifest(&self, asked: &GetManifest) -> Result<Manifest, Fault> {
         self.query("manifest", asked).await
+    }
+
+    /// A piece of a chunk of the kernel's state, by way of its leader.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`]; [`FaultCode::NotFound`] if no node has it.
+    pub async fn chunk(&self, asked: &GetChunk) -> Result<ChunkPiece, Fault> {
+        self.query("chunk", asked).await
+    }
+
+    /// Brings a piece of a chunk that the kernel is to begin with.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`]; the kernel's refusal.
+    pub async fn put_chunk(&self, piece: &PutChunk) -> Result<ChunkProgress, Fault> {
+        self.query_again("put_chunk", piece).await
+    }
+
+    /// Brings a page of the state that the kernel is to begin with.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`]; the kernel's refusal.
+    pub async fn seed(&self, page: &SeedPage) -> Result<SeedProgress, Fault> {
+        self.query_again("seed", page).await
+    }
+
+    /// Asks a kernel that has just been started, and may have no leader yet. Saying it twice is
+    /// saying it once.
+    async fn query_again<Req, Rep>(&self, verb: &str, request: &Req) -> Result<Rep, Fault>
+    where
+        Req: serde::Serialize + Sync,
+        Rep: serde::de::DeserializeOwned,
+    {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.query(verb, request).await {
+                Err(fault) if tries < NEW_KERNEL_TRIES_MAX && is_passing(&fault) => {
+                    tokio::time::sleep(NEW_KERNEL_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Follows the kernel's events: outputs and ends of cells.

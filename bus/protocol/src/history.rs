@@ -150,6 +150,49 @@ pub struct SeedPage {
     pub end: Option<SeedEnd>,
 }
 
+/// Asks for a piece of a chunk: the body of `chunk`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetChunk {
+    /// blake3 of the chunk, in hexadecimal.
+    pub hash: String,
+    /// Where the piece begins.
+    #[serde(default)]
+    pub offset: u64,
+}
+
+/// A piece of a chunk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkPiece {
+    /// Bytes of the whole chunk.
+    pub length: u64,
+    /// As many of them as fit; in JSON, base64.
+    #[serde(with = "crate::base64_bytes")]
+    pub bytes: bytes::Bytes,
+}
+
+/// A piece of a chunk that a kernel is to begin with: the body of `put_chunk`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutChunk {
+    /// blake3 of the chunk, in hexadecimal.
+    pub hash: String,
+    /// Bytes of the whole chunk.
+    pub length: u64,
+    /// Where the piece begins.
+    pub offset: u64,
+    /// The piece; in JSON, base64.
+    #[serde(with = "crate::base64_bytes")]
+    pub bytes: bytes::Bytes,
+}
+
+/// What `put_chunk` answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkProgress {
+    /// Bytes of the chunk that have arrived: where the next piece begins.
+    pub held: u64,
+    /// Whether the whole chunk is on stable storage of a majority.
+    pub is_durable: bool,
+}
+
 /// The last of what a kernel is to begin with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SeedEnd {

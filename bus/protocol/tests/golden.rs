@@ -280,6 +280,12 @@ fn history_messages_keep_their_first_version() {
     let end = SeedEnd { refused: Vec::new(), execution_count: 2, from: "a file".to_owned() };
     let groups = Bytes::from_static(b"\x90");
     holds("seed_page", &SeedPage { skip: 1, groups, end: Some(end) });
+    let hash = "ab".repeat(32);
+    holds("get_chunk", &GetChunk { hash: hash.clone(), offset: 3 });
+    let bytes = Bytes::from_static(b"chunk");
+    holds("chunk_piece", &ChunkPiece { length: 9, bytes: bytes.clone() });
+    holds("put_chunk", &PutChunk { hash, length: 9, offset: 3, bytes });
+    holds("chunk_progress", &ChunkProgress { held: 9, is_durable: true });
     holds("seed_progress", &SeedProgress { held: 1, has_begun: true });
     holds("get_manifest", &GetManifest { at: Some("@3".to_owned()), skip: 2 });
     let refused = vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }];

@@ -127,6 +127,27 @@ pub enum KernelVerb {
         #[arg(long)]
         name: Option<String>,
     },
+    /// Write a state of a kernel to a file.
+    Backup {
+        /// Which kernel.
+        kernel: String,
+        /// The file; it must not exist.
+        file: PathBuf,
+        /// Which of its states, as for `rewind` [default: the present one].
+        #[arg(long, value_name = "CELL|NAME")]
+        at: Option<String>,
+    },
+    /// Start a new kernel with the state in a file that `backup` wrote.
+    Restore {
+        /// The file.
+        file: PathBuf,
+        /// A name for the new kernel.
+        #[arg(long)]
+        name: Option<String>,
+        /// How many replicas: 1, 3 or 5.
+        #[arg(long, default_value_t = 3, value_parser = replicas)]
+        replicas: u8,
+    },
     /// After most of a kernel's replicas are lost for good: go on with one that is not.
     Recover {
         /// Which kernel.

@@ -49,7 +49,12 @@ pub async fn backup(context: &Context, kernel: &str, path: &Path, at: Option<Str
         }
     };
     std::fs::rename(&beside, path).map_err(|error| unwritable(path, &error))?;
-    say(&format!("the state after cell {} of kernel {} is in {}", about.cell, spec.kernel, path.display()));
+    say(&format!(
+        "the state after cell {} of kernel {} is in {}",
+        about.cell,
+        spec.kernel,
+        path.display()
+    ));
     let bytes = std::fs::metadata(path).map(|it| it.len()).unwrap_or_default();
     let data = json!({ "kernel": about.kernel, "cell": about.cell, "file": path, "bytes": bytes });
     context.printer.data(&data, |_| path.display().to_string())?;
@@ -76,8 +81,10 @@ async fn manifest(
     loop {
         let asked = GetManifest { at, skip: groups.len() as u64 };
         let page = client.manifest(&asked).await?;
-        let more: Vec<(String, StateGroup)> = rmp_serde::from_slice(&page.groups)
-            .map_err(|error| Failure::new(Exit::Internal, format!("a page cannot be read: {error}")))?;
+        let more: Vec<(String, StateGroup)> =
+            rmp_serde::from_slice(&page.groups).map_err(|error| {
+                Failure::new(Exit::Internal, format!("a page cannot be read: {error}"))
+            })?;
         groups.extend(more);
         if !page.more {
             let about = About::new(page.cell, page.refused, page.execution_count);
@@ -126,7 +133,10 @@ fn named(groups: &[(String, StateGroup)]) -> BTreeSet<(Hash, bool)> {
 fn listed(hash: Hash, bytes: &[u8]) -> Result<Vec<Hash>, Failure> {
     callboard_kernel::listed_by(bytes).ok_or_else(|| {
         let name = hex(&hash);
-        Failure::new(Exit::Failed, format!("chunk {name} is no list of chunks this version can read"))
+        Failure::new(
+            Exit::Failed,
+            format!("chunk {name} is no list of chunks this version can read"),
+        )
     })
 }
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     args::{KernelVerb, StartArgs},
-    branch,
+    backup, branch,
     context::{Context, confirm},
     exec,
     exit::{Exit, Failure, Outcome},
@@ -47,6 +47,12 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
         }
         KernelVerb::Rewind { kernel, to, yes } => undo::rewind(context, &kernel, to, yes).await,
         KernelVerb::Branch { kernel, at, name } => branch::run(context, &kernel, at, name).await,
+        KernelVerb::Backup { kernel, file, at } => {
+            backup::backup(context, &kernel, &file, at).await
+        }
+        KernelVerb::Restore { file, name, replicas } => {
+            backup::restore(context, &file, name, replicas).await
+        }
         KernelVerb::Recover { kernel, from, yes } => {
             recover::run(context, &kernel, from, yes).await
         }

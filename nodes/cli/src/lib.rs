@@ -2,6 +2,7 @@
 //! verbs, which speak only NATS.
 
 pub mod args;
+pub mod backup;
 pub mod bench;
 pub mod branch;
 pub mod config;

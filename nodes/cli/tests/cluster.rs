@@ -232,3 +232,42 @@ fn killing_up_leaves_the_cluster_running_and_a_second_up_adopts_it() {
     assert_eq!(cluster.node_pids(), before);
     cluster.exec("k", "x").prints("1\n");
 }
+
+#[test]
+fn a_session_goes_back_branches_and_comes_back_from_a_file() {
+    let cluster = Cluster::start(&[]);
+    cluster.start_kernel("k");
+    cluster.exec("k", "import numpy as np; big = np.arange(200_000); x = 1").prints("");
+    cluster.exec("k", "big[0] = 7; x = 2").prints("");
+    let kept = cluster.run(&["kernel", "checkpoint", "k", "seven"]);
+    assert_eq!(kept.code, 0, "{kept:?}");
+    cluster.exec("k", "del big").prints("");
+    let log = cluster.run(&["kernel", "log", "k"]);
+    assert!(log.stdout.contains("seven") && log.stdout.contains("del big"), "{log:?}");
+    let gone = cluster.run(&["kernel", "rewind", "k", "99", "--yes"]);
+    assert_eq!(gone.code, 3, "{gone:?}");
+    assert!(gone.stderr.contains("no cell 99 yet"), "{gone:?}");
+    let rewound = cluster.run(&["kernel", "rewind", "k", "1", "--yes"]);
+    assert_eq!(rewound.code, 0, "{rewound:?}");
+    assert!(rewound.stderr.contains("undoes cell 2"), "{rewound:?}");
+    cluster.exec("k", "int(big[0]), x").prints("(0, 1)\n");
+    let branch = cluster.run(&["kernel", "branch", "k", "--at", "seven", "--name", "other"]);
+    assert_eq!(branch.code, 0, "{branch:?}");
+    cluster.exec("other", "int(big[0]), x").prints("(7, 2)\n");
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("k.backup");
+    let file = file.to_str().unwrap();
+    let backup = cluster.run(&["kernel", "backup", "k", file, "--at", "seven"]);
+    assert_eq!(backup.code, 0, "{backup:?}");
+    let restored = cluster.run(&["kernel", "restore", file, "--name", "again"]);
+    assert_eq!(restored.code, 0, "{restored:?}");
+    cluster.exec("again", "int(big[0]), x, int(big.sum()) > 0").prints("(7, 2, True)\n");
+    flip_a_bit(directory.path(), |_| true);
+    let damaged = cluster.run(&["kernel", "restore", file]);
+    assert_ne!(damaged.code, 0, "{damaged:?}");
+    assert!(damaged.stderr.contains("k.backup"), "{damaged:?}");
+    let kernels = cluster.run(&["kernel", "list", "--output", "json"]);
+    let kernels: serde_json::Value = serde_json::from_str(&kernels.stdout).unwrap();
+    assert_eq!(kernels["kernels"].as_array().unwrap().len(), 3, "nothing was started");
+}

@@ -31,6 +31,7 @@ from .delta import Delta, Group
 from .magics import Magics
 from .refusal import CaptureInterrupted
 from .restore import HeldGroup, Restore
+from .rewind import RewindWish
 from .tracker import SAVING_NOTICE_S, Tracker
 
 SOCKET_VARIABLE = "CALLBOARD_STATE_SOCKET"
@@ -66,6 +67,8 @@ class CallboardKernel(IPythonKernel):
         live.attach(self.shell.user_ns, self.shell, self)
         self.tracker, self.background = Tracker(), Background()
         self.magics = Magics(self.tracker)
+        self.rewind = RewindWish()
+        self.magics.add_verb("rewind", self.rewind.ask, "rewind STATE    go back to an earlier state after this cell")
         self.magics.register(self.shell)
         path = os.environ.get(SOCKET_VARIABLE)
         if path:
@@ -133,6 +136,7 @@ class CallboardKernel(IPythonKernel):
                 "refused": delta.refused,
                 "elapsed_ms": round(delta.elapsed_ms, 3),
                 "execution_count": self.shell.execution_count,
+                "rewind": self.rewind.take(),
             },
             delta.buffers,
         )

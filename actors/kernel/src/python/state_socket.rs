@@ -70,6 +70,8 @@ pub struct Captured {
     pub refused: Vec<Refused>,
     /// The kernel's execution count.
     pub execution_count: u64,
+    /// The state that the cell asked to go back to, if it did.
+    pub rewind: Option<String>,
 }
 
 impl Captured {
@@ -165,6 +167,8 @@ enum Header {
         refused: Vec<Refused>,
         #[serde(default)]
         execution_count: u64,
+        #[serde(default)]
+        rewind: Option<String>,
     },
     Saving {
         msg_id: String,
@@ -219,9 +223,16 @@ pub(super) async fn read(socket: &mut BufReader<OwnedReadHalf>) -> io::Result<Fr
         Header::Saving { msg_id } => FromPython::Saving { msg_id },
         Header::Restored(restored) => FromPython::Restored(restored),
         Header::Error { message } => FromPython::Error { message },
-        Header::Captured { msg_id, upsert, removed, refused, execution_count } => {
+        Header::Captured { msg_id, upsert, removed, refused, execution_count, rewind } => {
             let upsert = distribute(upsert, buffers)?;
-            FromPython::Captured(Captured { msg_id, upsert, removed, refused, execution_count })
+            FromPython::Captured(Captured {
+                msg_id,
+                upsert,
+                removed,
+                refused,
+                execution_count,
+                rewind,
+            })
         }
     })
 }

@@ -225,7 +225,6 @@ mod tests {
             last_loss: None,
             waits_for: None,
             phase: KernelPhase::Hibernating,
-            waits_for: None,
         };
         let voters = [(ReplicaId(2), NodeId::new("node-2").unwrap())].into();
         let (leader, executor, spec_version) = (ReplicaId(2), Some(ReplicaId(2)), 7);

@@ -17,7 +17,9 @@ mod membership;
 mod python_events;
 mod queries;
 mod starting;
+mod transfer;
 mod undo;
+mod wish;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -180,6 +182,8 @@ pub struct ReplicaState {
     changing_members: bool,
     told_generation: Option<Instant>,
     trouble: beginning::Trouble,
+    transfers: transfer::Transfers,
+    wish: Option<wish::Wish>,
     hibernation: Hibernation,
     /// It sleeps after this message; whom it tells then.
     sleep_due: Option<(SleepOffer, Vec<ReplicaId>)>,
@@ -320,6 +324,9 @@ impl ReplicaState {
             Ok(Asked::Outputs) => self.answer_outputs(&message),
             Ok(Asked::Show) => self.answer_show(&message),
             Ok(Asked::Undo) => self.undo_verb(&message),
+            Ok(Asked::GetChunk | Asked::PutChunk) if !self.group.is_leader() => {}
+            Ok(Asked::GetChunk) => self.give_chunk(&message),
+            Ok(Asked::PutChunk) => self.take_chunk(&message),
             Ok(Asked::Alive) => self.answer_alive(&message),
             Ok(Asked::Generation(generation)) => self.heard_generation(generation),
             Err(fault) if self.group.is_leader() => {
@@ -342,6 +349,9 @@ impl ReplicaState {
                         | Applied::Closed { .. }
                 ) {
                     self.chunk_keeper.look();
+                }
+                if let Applied::Completed(end) = &output {
+                    self.grant_wish(end.seq);
                 }
                 self.step(Input::Applied(output));
             }

@@ -27,7 +27,11 @@ impl ReplicaState {
                 if let Some(cell) = &mut self.cell
                     && cell.msg_id == captured.msg_id
                 {
+                    let wish = captured.rewind.clone();
                     cell.captured(captured);
+                    if let Some(to) = wish {
+                        self.wish_rewind(&to);
+                    }
                     self.finish_cell();
                 }
             }

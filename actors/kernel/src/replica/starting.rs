@@ -182,6 +182,8 @@ impl ReplicaState {
             changing_members: false,
             told_generation: None,
             trouble: super::beginning::Trouble::default(),
+            transfers: super::transfer::Transfers::default(),
+            wish: None,
             sleep_due: None,
             tasks,
             feeds,

@@ -103,7 +103,8 @@ impl ReplicaState {
             let held = whole.len() as u64;
             let spread = chunks::spread(&context, &owner, &peers, majority, vec![whole]);
             let answer = match tokio::time::timeout(STORE_WITHIN, spread).await {
-                Ok(()) => Ok(ChunkProgress { held, is_durable: true }),
+                Ok(Ok(())) => Ok(ChunkProgress { held, is_durable: true }),
+                Ok(Err(why)) => Err(Fault::new(FaultCode::Exhausted, why)),
                 Err(_) => Err(Fault::maybe_executed(
                     FaultCode::Unavailable,
                     format!(

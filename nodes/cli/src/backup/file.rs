@@ -176,7 +176,9 @@ pub(super) fn read(
             indexes.insert(hash);
         }
     }
-    while let Some((name, bytes)) = next(&mut entries).map_err(|error| damaged(&error.to_string()))? {
+    while let Some((name, bytes)) =
+        next(&mut entries).map_err(|error| damaged(&error.to_string()))?
+    {
         let hash = *blake3::hash(&bytes).as_bytes();
         if name.strip_prefix(CHUNKS) != Some(hex(&hash).as_str()) {
             return Err(damaged(&name));

@@ -123,9 +123,17 @@ impl KernelLog {
     /// # Errors
     /// A sentence if it cannot be done.
     pub fn plan_rewind(&self, to: &RewindTo) -> Result<RewindPlan, UndoRefusal> {
-        if let Some(first) = self.pending().front() {
-            return Err(UndoRefusal::Busy { first: first.seq });
+        match self.pending().front() {
+            Some(first) => Err(UndoRefusal::Busy { first: first.seq }),
+            None => self.effect_of(to),
         }
+    }
+
+    /// What a rewind would do if no cell were pending.
+    ///
+    /// # Errors
+    /// A sentence if the state is no longer kept.
+    pub fn effect_of(&self, to: &RewindTo) -> Result<RewindPlan, UndoRefusal> {
         let target = self.moment_at(to)?;
         let (position, seq, checkpoint) = self.place_of(to);
         let undone = self.undone_from(position);
