@@ -220,7 +220,9 @@ mod tests {
         let group = GroupId::new("a").unwrap();
         let kills = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&kills);
-        let kill: KillProcess = Arc::new(move || drop(counted.fetch_add(1, Ordering::SeqCst)));
+        let kill: KillProcess = Arc::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
         let file = folder.path().join("disk-faults");
         let real = Arc::new(RealDisk::new(folder.path()));
         let disk = Arc::new(FaultyDisk::new(real.clone(), file.clone(), kill));
