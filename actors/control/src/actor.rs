@@ -22,7 +22,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{desired::DesiredState, handlers, repair};
+use crate::{desired::DesiredState, handlers, recover, repair};
 
 /// How often the leader looks for work when nothing wakes it.
 const WORK_EVERY: Duration = Duration::from_millis(500);
@@ -260,6 +260,13 @@ async fn respond(context: &Context, message: &Message) {
             };
             typed::answer(bus, message, result).await
         }
+        "recover_kernel" => {
+            let result = match typed::decode(message) {
+                Ok(request) => recover::recover_kernel(context, request).await,
+                Err(fault) => Err(fault),
+            };
+            typed::answer(bus, message, result).await
+        }
         unknown => typed::answer::<()>(bus, message, Err(unknown_verb(unknown))).await,
     };
     if let Err(fault) = sent {
@@ -270,7 +277,7 @@ async fn respond(context: &Context, message: &Message) {
 fn unknown_verb(verb: &str) -> Fault {
     let text = format!(
         "the control actor has no verb '{verb}': use start_kernel, stop_kernel, list_kernels, \
-         find_kernel, list_nodes, register_node or member_changed (see docs/protocol.md)"
+         find_kernel, list_nodes, register_node, member_changed or recover_kernel (see docs/protocol.md)"
     );
     Fault::new(FaultCode::BadRequest, text)
 }

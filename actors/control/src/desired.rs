@@ -109,6 +109,14 @@ impl DesiredState {
         }
     }
 
+    /// Whether a kernel is being recovered from this member, which belongs to the former group:
+    /// its log is needed until that is done, and it must not run.
+    #[must_use]
+    pub fn is_recovered_from(&self, kernel: KernelId, replica: ReplicaId) -> bool {
+        let recovery = self.kernels.get(&kernel).and_then(|spec| spec.recovery.as_ref());
+        recovery.is_some_and(|recovery| recovery.from == replica)
+    }
+
     /// How many members the kernels have on each node.
     #[must_use]
     pub fn placed(&self) -> BTreeMap<NodeId, u32> {
@@ -155,8 +163,8 @@ impl Machine for DesiredState {
         let outcome = match command {
             Command::Found { members } => self.found(members),
             Command::RegisterNode { node, disk, lost } => self.register(node, disk, lost),
-            Command::StartKernel { kernel, owner, name, replicas, places, options } => {
-                self.start_kernel((kernel, owner, name), replicas, places, options)
+            Command::StartKernel { kernel, owner, name, replicas, places, options, origin } => {
+                self.start_kernel((kernel, owner, name), replicas, (places, origin), options)
             }
             Command::StopKernel { kernel } => self.stop_kernel(kernel),
             Command::ChangeMembers { kernel, version, join, leave } => {
@@ -164,6 +172,10 @@ impl Machine for DesiredState {
             }
             Command::MemberJoined { kernel, replica } => self.member_joined(kernel, replica),
             Command::MemberRemoved { kernel, replica } => self.member_removed(kernel, replica),
+            Command::RecoverKernel { kernel, version, from, cause } => {
+                self.recover_kernel(kernel, version, from, cause)
+            }
+            Command::MemberRecovered { kernel, replica } => self.member_recovered(kernel, replica),
         };
         if outcome.is_change() {
             self.revision += 1;

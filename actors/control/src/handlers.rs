@@ -27,7 +27,7 @@ pub(crate) async fn start_kernel(
     request: StartKernel,
 ) -> Result<KernelSpec, Fault> {
     check_start(&request)?;
-    let StartKernel { kernel, name, replicas, options } = request;
+    let StartKernel { kernel, name, replicas, options, origin } = request;
     let owner = envelope.owner.clone();
     let nodes = context.args.nodes.borrow().clone();
     let places = context.args.group.read(|state| {
@@ -36,6 +36,10 @@ pub(crate) async fn start_kernel(
             return Ok(Vec::new());
         }
         if let Some(refusal) = state.refusal_to_start(kernel, &owner, name.as_deref()) {
+            return Err(Fault::from(refusal));
+        }
+        let refusal = origin.as_ref().and_then(|origin| state.refusal_of_origin(&owner, origin));
+        if let Some(refusal) = refusal {
             return Err(Fault::from(refusal));
         }
         let view = cluster_view(state, &nodes);
@@ -51,7 +55,7 @@ pub(crate) async fn start_kernel(
         let apart = placement.chosen.into_iter().filter(|it| taken.insert(it.node.clone()));
         Ok(apart.map(|it| (it.node, it.disk)).collect())
     })?;
-    let command = Command::StartKernel { kernel, owner, name, replicas, places, options };
+    let command = Command::StartKernel { kernel, owner, name, replicas, places, options, origin };
     match propose(context, command).await? {
         Outcome::Kernel(spec) => {
             context.announce_kernel(kernel, "started", &spec).await;
@@ -149,6 +153,7 @@ pub(crate) async fn member_changed(
     let (command, event) = match change {
         MemberChange::Joined => (Command::MemberJoined { kernel, replica }, "member_joined"),
         MemberChange::Removed => (Command::MemberRemoved { kernel, replica }, "member_removed"),
+        MemberChange::Recovered => (Command::MemberRecovered { kernel, replica }, "recovered"),
         MemberChange::Lost { why } => return member_lost(context, kernel, replica, why),
     };
     match propose(context, command).await? {
@@ -183,7 +188,7 @@ fn member_lost(
     Ok(spec)
 }
 
-async fn propose(context: &Context, command: Command) -> Result<Outcome, Fault> {
+pub(crate) async fn propose(context: &Context, command: Command) -> Result<Outcome, Fault> {
     context.args.group.propose(command).await.map_err(|error| match error {
         ProposeError::TooLarge { length, limit } => Fault::new(
             FaultCode::TooLarge,
@@ -203,7 +208,7 @@ async fn propose(context: &Context, command: Command) -> Result<Outcome, Fault> 
     })
 }
 
-fn unexpected(outcome: Outcome) -> Fault {
+pub(crate) fn unexpected(outcome: Outcome) -> Fault {
     match outcome {
         Outcome::Refused(refusal) => refusal.into(),
         other => Fault::maybe_executed(

@@ -12,6 +12,7 @@ mod find;
 mod handlers;
 mod listing;
 mod membership;
+mod recover;
 mod repair;
 mod request;
 mod view;

@@ -60,6 +60,7 @@ mod tests {
             kernel: KernelId::generate(),
             name,
             replicas,
+            origin: None,
             options: Default::default(),
         })
     }

@@ -61,6 +61,7 @@ fn status(node: &NodeId, disk: DiskId, view: Option<&NodeView>) -> NodeStatus {
         replicas: 0,
         running_cells: beat.map_or(0, |beat| beat.running_cells),
         python_problem: beat.and_then(|beat| beat.python_problem.clone()),
+        disk_level: beat.and_then(|beat| beat.disk_level.clone()),
         asleep: beat.map_or(0, |beat| beat.asleep.count),
         python_stock: beat.map(|beat| beat.python_stock).unwrap_or_default(),
     }

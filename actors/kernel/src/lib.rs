@@ -6,9 +6,12 @@
 
 mod aborted;
 mod cell_traces;
+mod chunk_list;
+mod held;
 mod machine;
 mod publisher;
 pub mod python;
+mod refusal;
 mod replica;
 mod requests;
 mod running_cell;
@@ -27,13 +30,15 @@ use callboard_protocol::{
     ClusterId, Incarnation, NodeId, ReplicaId,
     control::{KernelOptions, KernelSpec, Standby},
 };
-use callboard_replicated::{ChunkExchange, ChunkStore, Replicator};
+use callboard_replicated::{ChunkExchange, ChunkPins, ChunkStore, Replicator};
 use callboard_transport::Lanes;
 use tokio::sync::watch;
 
+pub use chunk_list::IndexError;
 pub use machine::KernelMachine;
 pub use python::{PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
+pub use state::all_chunks;
 
 /// What a replica needs of the node it lives on.
 #[derive(Debug)]
@@ -52,6 +57,10 @@ pub struct NodeContext {
     pub replicator: Replicator,
     /// The node's chunks.
     pub chunks: ChunkStore,
+    /// Who on this node names which of them.
+    pub pins: ChunkPins,
+    /// Whether the node's disk has room for more cells.
+    pub disk: watch::Receiver<Option<String>>,
     /// Sends chunks to other nodes and fetches them.
     pub exchange: ChunkExchange,
     /// Where Python processes come from.

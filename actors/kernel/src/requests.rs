@@ -6,7 +6,7 @@ use callboard_protocol::{
     jupyter::{Channel, JupyterMessage},
     kernel::Level,
 };
-use callboard_transport::Message;
+use callboard_transport::{Message, typed};
 use serde::Deserialize;
 
 use crate::replica::{VERB_OFFER, VERB_SLEEP};
@@ -29,6 +29,10 @@ pub(crate) enum Asked {
     Show,
     /// A verb of the kernel's history; JSON.
     Undo,
+    /// Whether the kernel's group has a leader and a majority.
+    Alive,
+    /// The leader of one of the kernel's groups says which generation it is of; JSON.
+    Generation(u64),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -51,6 +55,11 @@ pub(crate) fn is_show(message: &Message) -> bool {
     message.subject.last() == "show"
 }
 
+/// Whether a message only says which generation of the kernel's group lives.
+pub(crate) fn is_generation(message: &Message) -> bool {
+    message.subject.last() == "generation"
+}
+
 /// Whether a message on a replica's subject is about falling asleep: late when it reaches one that
 /// sleeps.
 pub(crate) fn is_about_sleep(message: &Message) -> bool {
@@ -68,7 +77,9 @@ pub(crate) fn parse(message: &Message) -> Result<Asked, Fault> {
         "stdin" => Channel::Stdin,
         "outputs" => return Ok(Asked::Outputs),
         "show" => return Ok(Asked::Show),
-        "log" | "checkpoint" | "rewind" | "manifest" => return Ok(Asked::Undo),
+        "log" | "checkpoint" | "rewind" | "manifest" | "seed" => return Ok(Asked::Undo),
+        "alive" => return Ok(Asked::Alive),
+        "generation" => return typed::decode(message).map(Asked::Generation),
         verb => {
             return Err(Fault::new(
                 FaultCode::BadRequest,

@@ -40,6 +40,7 @@ fn config(directory: &Path) -> PythonConfig {
         program,
         package_dir: unpack_package(&directory.join("python")).unwrap(),
         capture_budget_ms: 60_000,
+        state_bytes_max: 1 << 30,
     }
 }
 
@@ -201,4 +202,17 @@ async fn a_process_shares_most_of_its_memory_with_the_zygote() {
     let unique = unique_bytes(u32::try_from(pid).unwrap()).unwrap();
     println!("unique memory of a warm process: {:.1} MiB", unique as f64 / f64::from(1 << 20));
     assert!(unique < 30 << 20, "{unique} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_zygote_that_does_not_answer_is_replaced_and_nobody_waits_for_it_for_long() {
+    let node = Node::start("", 1);
+    let first = node.full().await.zygote_pid.unwrap();
+    kill(Pid::from_raw(i32::try_from(first).unwrap()), Signal::SIGSTOP).unwrap();
+    let mut out_of_stock = node.pool.take();
+    let mut started_the_long_way = node.pool.take();
+    ready(&mut out_of_stock).await;
+    ready(&mut started_the_long_way).await;
+    let replaced = |stock: PythonStock| stock.zygote_pid.is_some_and(|pid| pid != first);
+    node.until("it is not replaced", replaced).await;
 }

@@ -30,13 +30,16 @@ use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Fault, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
     SubjectPattern,
     control::{
-        KernelOptions, KernelSpec, MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standby,
-        Standing,
+        KernelOptions, KernelSpec, MemberChange, MemberChanged, NodeHealth, Origin, Recovery,
+        ReplicaSpec, Standby, Standing,
     },
     history::{KeepState, Rewind, RewindPlan},
     kernel::{CellOutcome, KernelPhase, Level, ReplicaRole},
 };
-use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, Replicator, ReplicatorOptions};
+use callboard_replicated::{
+    ChunkExchange, ChunkFaults, ChunkPins, ChunkStep, ChunkStore, ChunkStoreOptions, RealDisk,
+    Replicator, ReplicatorOptions,
+};
 use callboard_transport::{FaultPlan, Lanes, MemoryNet, typed};
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
@@ -62,6 +65,7 @@ fn python_config(directory: &Path) -> PythonConfig {
         program: python(),
         package_dir: unpack_package(&directory.join("python")).unwrap(),
         capture_budget_ms: 60_000,
+        state_bytes_max: 1 << 30,
     }
 }
 
@@ -90,6 +94,9 @@ struct Cluster {
     members: BTreeMap<u64, Member>,
     hibernation: HibernationConfig,
     lives: u64,
+    chunk_options: ChunkStoreOptions,
+    /// Why no new cells are taken on any node.
+    disk: watch::Sender<Option<String>>,
     upkeep: UpkeepConfig,
 }
 
@@ -111,6 +118,20 @@ impl Cluster {
         options: KernelOptions,
         hibernation: HibernationConfig,
     ) -> Self {
+        Self::made(upkeep, options, hibernation, ChunkStoreOptions::default()).await
+    }
+
+    async fn on_disk(chunk_options: ChunkStoreOptions) -> Self {
+        let (upkeep, options) = (UpkeepConfig::default(), KernelOptions::default());
+        Self::made(upkeep, options, HibernationConfig::default(), chunk_options).await
+    }
+
+    async fn made(
+        upkeep: UpkeepConfig,
+        options: KernelOptions,
+        hibernation: HibernationConfig,
+        chunk_options: ChunkStoreOptions,
+    ) -> Self {
         let replicas = (1..=3)
             .map(|n| {
                 let disk = DiskId::generate();
@@ -126,6 +147,9 @@ impl Cluster {
             replicas,
             replica_next: ReplicaId(4),
             version: 1,
+            generation: 0,
+            recovery: None,
+            origin: None,
             options,
         };
         let mut cluster = Self {
@@ -136,6 +160,8 @@ impl Cluster {
             members: BTreeMap::new(),
             hibernation,
             lives: 0,
+            chunk_options,
+            disk: watch::Sender::new(None),
             upkeep,
         };
         for n in 1..=3 {
@@ -164,7 +190,8 @@ impl Cluster {
         )
         .await
         .unwrap();
-        let chunks = ChunkStore::open(&directory.join("chunks")).unwrap();
+        let options = self.chunk_options.clone();
+        let chunks = ChunkStore::open_with(&directory.join("chunks"), options).unwrap();
         let exchange =
             ChunkExchange::serve(lanes.bulk.clone(), cluster.clone(), node(n), chunks.clone())
                 .await
@@ -177,6 +204,8 @@ impl Cluster {
             lanes,
             replicator,
             chunks,
+            pins: ChunkPins::default(),
+            disk: self.disk.subscribe(),
             exchange,
             python: python_pool(&directory, &run_dir),
             upkeep: self.upkeep,
@@ -248,6 +277,20 @@ impl Cluster {
         };
         let why = || format!("{} processes, not {wanted}", self.pythons());
         tokio::time::timeout(DEADLINE, becoming).await.unwrap_or_else(|_| panic!("{}", why()));
+    }
+
+    /// Another kernel on the same nodes, which begins with a state of the first.
+    async fn branch(&mut self, at: &str) -> KernelClient {
+        let origin = Origin::Kernel { kernel: self.spec.kernel, at: at.to_owned() };
+        let mut spec = KernelSpec { kernel: KernelId::generate(), version: 1, ..self.spec.clone() };
+        spec.origin = Some(origin);
+        for (n, member) in &self.members {
+            let context = member.context.clone();
+            let args = ReplicaArgs { spec: spec.clone(), replica: ReplicaId(*n), context };
+            Actor::spawn(None, Replica, args).await.unwrap();
+        }
+        let bus = self.net.connect("client");
+        Client::new(bus, ClusterId::new("test").unwrap()).kernel(spec.kernel)
     }
 
     fn client(&self) -> KernelClient {
@@ -323,6 +366,29 @@ async fn a_variable_outlives_the_executors_node() {
     cluster.kill_node(first).await;
     assert_eq!(value(&client, "x").await, "1");
     assert_ne!(executor(&client).await, first);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_state_changed_piece_by_piece_outlives_the_executors_node() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let setup = "import numpy as np; x = np.arange(1_000_000); views = [x[5:], x[::2]]\n\
+                 words = [f'word {i}' for i in range(200_000)]";
+    assert_eq!(value(&client, setup).await, "");
+    value(&client, "x[500_000:500_128] = -1").await;
+    value(&client, "x[999_999] = -2; words.insert(1000, 'new')").await;
+    value(&client, "views[0][0] = -3").await;
+    let first = executor(&client).await;
+    cluster.kill_node(first).await;
+    let check = "y = np.arange(1_000_000); y[500_000:500_128] = -1; y[999_999] = -2; y[5] = -3\n\
+                 (bool((x == y).all()), views[1].base is x, len(words), words[1000], words[-1])";
+    assert_eq!(value(&client, check).await, "(True, True, 200001, 'new', 'word 199999')");
+    // What is patched after a restore has the restored version as its base.
+    value(&client, "x[7] = -4").await;
+    let second = executor(&client).await;
+    cluster.start_member(first).await;
+    cluster.kill_node(second).await;
+    assert_eq!(value(&client, "int(x[7]), int(x[500_000])").await, "(-4, -1)");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -461,6 +527,80 @@ async fn cells_behind_one_that_raises_are_not_run() {
     assert_eq!(value(&client, "done").await, "[]");
 }
 
+/// The names that are not kept, with the reasons.
+async fn refused(client: &KernelClient) -> Vec<(String, String)> {
+    let refused = client.show().await.unwrap().refused;
+    refused.into_iter().map(|it| (it.name, it.reason)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_variable_over_the_quota_is_refused_by_name_until_it_goes_and_the_rest_is_kept() {
+    let options = ChunkStoreOptions { owner_quota_bytes: 2_000_000, ..Default::default() };
+    let mut cluster = Cluster::on_disk(options).await;
+    let client = cluster.client();
+    value(&client, "import os; fits = os.urandom(500_000); big = fits; print(len(fits))").await;
+    assert_eq!(refused(&client).await, []);
+    value(&client, "big = os.urandom(4_000_000); small = 1").await;
+    let found = refused(&client).await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].0, "big");
+    for part in ["quota of 2000000 bytes", "delete variables", "assign it again"] {
+        assert!(found[0].1.contains(part), "{part} is missing in: {}", found[0].1);
+    }
+    assert_eq!(value(&client, "other = 2; len(big)").await, "4000000");
+    assert_eq!(refused(&client).await.len(), 1, "it is not kept yet");
+    let first = executor(&client).await;
+    cluster.kill_node(first).await;
+    let names = "small, other, len(fits), 'big' in globals()";
+    assert_eq!(value(&client, names).await, "(1, 2, 500000, False)");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_full_disks_a_cell_ends_without_its_large_variables_and_they_are_kept_once_there_is_room()
+ {
+    let is_full = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let looked_at = is_full.clone();
+    let faults = ChunkFaults::new(move |step| {
+        let full = step == ChunkStep::Write && looked_at.load(std::sync::atomic::Ordering::SeqCst);
+        if full { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    });
+    let options = ChunkStoreOptions { faults, ..Default::default() };
+    let mut cluster = Cluster::on_disk(options).await;
+    let client = cluster.client();
+    value(&client, "import os; kept = os.urandom(300_000)").await;
+    is_full.store(true, std::sync::atomic::Ordering::SeqCst);
+    value(&client, "big = os.urandom(300_000); small = 1").await;
+    let found = refused(&client).await;
+    assert!(found.len() == 1 && found[0].0 == "big", "{found:?}");
+    assert!(found[0].1.contains("the disk is full"), "{}", found[0].1);
+    is_full.store(false, std::sync::atomic::Ordering::SeqCst);
+    value(&client, "big = os.urandom(300_000)").await;
+    assert_eq!(refused(&client).await, []);
+    let first = executor(&client).await;
+    cluster.kill_node(first).await;
+    assert_eq!(value(&client, "small, len(kept), len(big)").await, "(1, 300000, 300000)");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_disk_is_above_its_mark_turns_new_cells_away_with_a_sentence() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "x = 1").await;
+    cluster.disk.send_replace(Some("the disk of node-1 is 96 % full: free space".to_owned()));
+    let options = ExecuteOptions { timeout: Some(DEADLINE), ..ExecuteOptions::default() };
+    let mut execution = client.execute("x = 2", options);
+    let error = loop {
+        match execution.next().await {
+            Some(Ok(ExecuteEvent::Notice(notice))) => eprintln!("notice: {notice}"),
+            Some(Ok(event)) => panic!("the cell was taken: {event:?}"),
+            Some(Err(error)) => break error.to_string(),
+            None => panic!("the execution ended without an end"),
+        }
+    };
+    assert!(error.contains("free space"), "{error}");
+    cluster.disk.send_replace(None);
+    assert_eq!(value(&client, "x").await, "1");
+}
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_executor_has_a_python_process_unless_standbys_are_hot() {
     let cluster = Cluster::start().await;
@@ -573,4 +713,78 @@ async fn a_rewind_that_cannot_be_done_gets_a_sentence_and_changes_nothing() {
         }
     }
     assert_eq!(value(&client, "x").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kernel_goes_on_with_one_survivor_of_a_lost_majority() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; big = np.arange(100_000)").await;
+    value(&client, "x = 1").await;
+    for n in [1, 2] {
+        cluster.kill_node(n).await;
+    }
+    // The control plane gives the others up, and the survivor's node ends its old member.
+    let old = cluster.members.remove(&3).unwrap();
+    let (done, stopped) = tokio::sync::oneshot::channel();
+    old.actor.send_message(ReplicaMsg::Stop { purge: false, done: done.into() }).unwrap();
+    stopped.await.unwrap();
+    let cause = "recovered from replica 3 on node-3 after a lost majority".to_owned();
+    cluster.change_spec(|spec| {
+        let member = ReplicaSpec { node: node(3), ..spec.replicas[&ReplicaId(3)].clone() };
+        spec.replicas =
+            [(ReplicaId(4), ReplicaSpec { standing: Standing::Founder, ..member })].into();
+        spec.generation = 1;
+        spec.recovery = Some(Recovery { from: ReplicaId(3), cause: cause.clone() });
+    });
+    let id = ClusterId::new("test").unwrap();
+    let pattern =
+        SubjectPattern::Verbs { cluster: id, kind: ActorKind::Control, id: "main".to_owned() };
+    let mut reports = cluster.net.connect("control").subscribe(&pattern).await.unwrap();
+    let args =
+        ReplicaArgs { spec: cluster.spec.clone(), replica: ReplicaId(4), context: old.context };
+    let (actor, _task) = Actor::spawn(None, Replica, args).await.unwrap();
+    let report: MemberChanged = typed::decode(&reports.next().await.unwrap()).unwrap();
+    assert_eq!((report.replica, report.change), (ReplicaId(4), MemberChange::Recovered));
+    assert_eq!(value(&client, "int(big[-1]), x").await, "(99999, 1)");
+    let status = client.show().await.unwrap();
+    assert_eq!(status.last_loss, Some(cause));
+    assert_eq!(client.history().await.unwrap().steps.len(), 3, "its history came along");
+
+    // A member of the former group that comes back hears that it is over.
+    cluster.spec.generation = 0;
+    cluster.spec.recovery = None;
+    cluster.spec.replicas = (1..=3)
+        .map(|n| {
+            let (disk, standing) = (DiskId::generate(), Standing::Founder);
+            (ReplicaId(n), ReplicaSpec { node: node(n), disk, standing })
+        })
+        .collect();
+    cluster.start_member(1).await;
+    let back = cluster.members.remove(&1).unwrap();
+    tokio::time::timeout(DEADLINE, back.task).await.expect("it does not end").unwrap();
+    assert_eq!(value(&client, "x").await, "1");
+    actor.stop(None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_branch_begins_with_an_earlier_state_and_the_two_go_apart() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; big = np.arange(100_000); words = ['a']").await;
+    value(&client, "big[0] = 7; words.append('b')").await;
+    let first = cluster.branch("1").await;
+    let gone = cluster.branch("9").await;
+    assert_eq!(value(&first, "int(big[0]), words").await, "(0, ['a'])");
+    value(&first, "big[0] = 5").await;
+    assert_eq!(value(&client, "int(big[0]), words").await, "(7, ['a', 'b'])");
+    assert_eq!(value(&first, "int(big[0])").await, "5");
+    let waits = loop {
+        let status = gone.show().await;
+        match status.ok().and_then(|status| status.waits_for) {
+            Some(waits) if waits.contains("no cell 9 yet") => break waits,
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    assert!(waits.starts_with("it waits for the state 9 of kernel"), "{waits}");
 }

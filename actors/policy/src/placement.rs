@@ -35,6 +35,9 @@ pub struct NodeLoad {
     pub running_cells: u32,
     /// What its Python environment lacks; `None` if it can run kernels.
     pub python_problem: Option<String>,
+    /// How full its disk is, in percent, if that is above its mark.
+    #[serde(default)]
+    pub disk_high_percent: Option<u8>,
 }
 
 impl ClusterView {
@@ -51,6 +54,11 @@ impl ClusterView {
                 replicas: placed.get(node).copied().unwrap_or(0),
                 running_cells: beat.running_cells,
                 python_problem: beat.python_problem.clone(),
+                disk_high_percent: beat
+                    .disk_level
+                    .as_ref()
+                    .filter(|disk| disk.is_high)
+                    .map(|disk| disk.used_percent),
             })
         });
         Self { version, nodes: heard.collect() }
@@ -171,6 +179,10 @@ fn judge(load: &NodeLoad) -> Verdict {
         (NodeHealth::Gone, _) => Verdict::Refused("it is gone".to_owned()),
         (NodeHealth::Up, Some(problem)) => {
             Verdict::Refused(format!("it cannot run Python kernels: {problem}"))
+        }
+        (NodeHealth::Up, None) if load.disk_high_percent.is_some() => {
+            let percent = load.disk_high_percent.unwrap_or_default();
+            Verdict::Refused(format!("its disk is {percent} % full: free space on it"))
         }
         (NodeHealth::Up, None) => Verdict::Load(
             u64::from(load.replicas) + RUNNING_CELL_WEIGHT * u64::from(load.running_cells),

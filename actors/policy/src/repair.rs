@@ -226,7 +226,7 @@ impl<'a> Patient<'a> {
         }
         if ailing && self.losses_to_spare < 0 {
             return Err("most of its members are not heard, so it cannot change them; \
-                 if they are lost for good, so is the kernel: start a new one"
+                 if they are lost for good, `callboard kernel recover` makes a group of one that is not"
                 .to_owned());
         }
         if members > wanted {
@@ -333,6 +333,9 @@ fn loss(member: &ReplicaSpec, nodes: &NodesView) -> Option<String> {
 /// The change that is under way in a kernel, as a sentence.
 #[must_use]
 pub fn in_flight(spec: &KernelSpec) -> Option<String> {
+    if let Some(recovery) = &spec.recovery {
+        return Some(format!("it is being recovered from member {}", recovery.from));
+    }
     let changing = |standing| spec.replicas.iter().find(move |(_, it)| it.standing == standing);
     if let Some((id, member)) = changing(Standing::Joiner) {
         return Some(format!("member {id} is still joining on {}", member.node));

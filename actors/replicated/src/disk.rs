@@ -16,7 +16,7 @@ pub trait DiskFile: Send + 'static {
     /// Adds bytes at the end; they are durable only after [`DiskFile::sync`].
     ///
     /// # Errors
-    /// Whatever the disk says. Some of the bytes may have been written.
+    /// Whatever the disk says. Some of the bytes may have been written, but for a full disk.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
 
     /// Makes everything appended so far durable.
@@ -151,7 +151,16 @@ impl DiskNote for RealNote {
 
 impl DiskFile for RealFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all(bytes)
+        let from = self.0.stream_position()?;
+        let written = self.0.write_all(bytes);
+        if let Err(error) = &written
+            && matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        {
+            // Taken back, so that it may be tried again once there is room.
+            self.0.set_len(from)?;
+            self.0.seek(io::SeekFrom::Start(from))?;
+        }
+        written
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -205,6 +214,9 @@ impl Disk for RealDisk {
         file.write_all(doubtful)?;
         file.sync_all()?;
         sync_parent(&full)?;
+        // In append mode the place is not that of the end until something is written.
+        let mut file = file;
+        file.seek(io::SeekFrom::End(0))?;
         Ok(Box::new(RealFile(file)))
     }
 

@@ -15,19 +15,24 @@ mod options;
 mod proposer;
 mod raft;
 mod replicator;
+mod salvage;
 pub mod sim_disk;
 pub mod wal;
 
-pub use chunks::{CHUNK_LENGTH_MAX, ChunkError, ChunkId, ChunkStore, Collected};
+pub use chunks::{
+    CHUNK_LENGTH_MAX, ChunkCounters, ChunkError, ChunkFaults, ChunkHold, ChunkId, ChunkPins,
+    ChunkStep, ChunkStore, ChunkStoreOptions, Collected, Holder, OwnerUsage, Waiting, Witness,
+};
 pub use disk::{Disk, RealDisk};
 pub use dormant::{Closed, Dormant, SleepNote};
 pub use faulty_disk::{FaultyDisk, KillProcess};
-pub use fetch::{ChunkExchange, ExchangeError};
+pub use fetch::{ChunkArchive, ChunkExchange, ExchangeError, InMemory, RECEIPT_VALID};
 pub use group::{Group, GroupMetrics, MemberError, PROPOSE_DEADLINE, ReadError, Role};
 pub use machine::{Applied, Machine, Members};
 pub use options::{GroupOptions, OpenError, RaftTiming, ReplicatorOptions};
 pub use proposer::ProposeError;
 pub use raft::{server::MemberStatus, state_machine::BeforeSnapshot};
 pub use replicator::Replicator;
+pub use salvage::Salvaged;
 pub use sim_disk::SimDisk;
 pub use wal::{Wal, WalError, WalFailed, WalOptions};

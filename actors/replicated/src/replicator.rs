@@ -156,7 +156,7 @@ impl Replicator {
             return Err(OpenError::AlreadyOpen(group.clone()));
         }
         self.inner.wal.append(group, [Record::Erase]).synced().await?;
-        let files = SnapshotFiles::new(Arc::clone(&self.inner.disk), group);
+        let files = self.snapshot_files(group);
         let failed = |source| OpenError::Snapshot { group: group.clone(), source };
         files.erase().await.map_err(failed)?;
         locked(&self.inner.corrupt).remove(group);
@@ -171,6 +171,14 @@ impl Replicator {
     /// Writes what is queued and stops the log; shut the groups down first.
     pub async fn close(&self) {
         self.inner.wal.close().await;
+    }
+
+    pub(crate) fn wal(&self) -> &Wal {
+        &self.inner.wal
+    }
+
+    pub(crate) fn snapshot_files(&self, group: &GroupId) -> SnapshotFiles {
+        SnapshotFiles::new(Arc::clone(&self.inner.disk), group)
     }
 
     pub(crate) fn closed(&self, group: &GroupId) {
@@ -231,7 +239,7 @@ impl Replicator {
     ) -> Result<(Group<M>, mpsc::UnboundedReceiver<Applied<M>>), OpenError> {
         let inner = &self.inner;
         let raft_error = |why: String| OpenError::Raft { group: group.clone(), why };
-        let files = SnapshotFiles::new(Arc::clone(&inner.disk), &group);
+        let files = self.snapshot_files(&group);
         let (covered, covered_receiver) = watch::channel(Covered::default());
         let mut log = LogStore::new(
             inner.wal.clone(),
@@ -322,7 +330,7 @@ impl Replicator {
         }
     }
 
-    async fn restore<M: Machine>(
+    pub(crate) async fn restore<M: Machine>(
         &self,
         group: &GroupId,
         files: &SnapshotFiles,

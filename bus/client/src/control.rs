@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use callboard_protocol::{
     ActorKind, Fault, FaultCode, KernelId, NodeId, Subject,
-    control::{FindKernel, KernelList, KernelSpec, ListKernels, NodeList, StartKernel, StopKernel},
+    control::{
+        FindKernel, KernelList, KernelSpec, ListKernels, NodeList, RecoverKernel, RecoveryPlan,
+        StartKernel, StopKernel,
+    },
     node::Kill,
+    storage::{NodeStorage, Purge, Purged},
 };
 use callboard_transport::typed::ask;
 use serde::{Serialize, de::DeserializeOwned};
@@ -17,6 +21,12 @@ use crate::client::Client;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one try waits. Members that do not lead stay silent, so a lost leader costs this much.
 const TRY_DEADLINE: Duration = Duration::from_millis(750);
+/// How long a node may take to say what lies on its disk: a round of its collector may run.
+const STORAGE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a purge may take: the kernel's members have to end first.
+const PURGE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a recovery may take to be looked at and ordered.
+const RECOVER_DEADLINE: Duration = Duration::from_secs(15);
 /// Pause between tries.
 const TRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -52,6 +62,18 @@ impl ControlClient {
     /// As [`Self::start_kernel`].
     pub async fn stop_kernel(&self, kernel: KernelId) -> Result<KernelSpec, Fault> {
         self.verb("stop_kernel", &StopKernel { kernel }).await
+    }
+
+    /// Makes a kernel's group anew from one survivor of a lost majority, or says what that would
+    /// do. Sent once: the control plane first waits whether the group is alive after all.
+    ///
+    /// # Errors
+    /// The control plane's refusal, or [`FaultCode::Unavailable`] if nobody leads.
+    pub async fn recover_kernel(&self, request: &RecoverKernel) -> Result<RecoveryPlan, Fault> {
+        let subject =
+            Subject::actor(self.client.cluster(), ActorKind::Control, "main", "recover_kernel");
+        let envelope = self.client.envelope();
+        ask(self.client.bus().as_ref(), &subject, &envelope, request, RECOVER_DEADLINE).await
     }
 
     /// Every kernel that should exist.
@@ -96,6 +118,26 @@ impl ControlClient {
         let subject = Subject::actor(self.client.cluster(), ActorKind::Node, node, "kill");
         let envelope = self.client.envelope();
         ask(self.client.bus().as_ref(), &subject, &envelope, &what, TRY_DEADLINE).await
+    }
+
+    /// What lies on a node's disk.
+    ///
+    /// # Errors
+    /// [`FaultCode::Unavailable`] if the node does not answer.
+    pub async fn storage(&self, node: &NodeId) -> Result<NodeStorage, Fault> {
+        let subject = Subject::actor(self.client.cluster(), ActorKind::Node, node, "storage");
+        let (bus, envelope) = (self.client.bus(), self.client.envelope());
+        ask(bus.as_ref(), &subject, &envelope, &(), STORAGE_DEADLINE).await
+    }
+
+    /// Has a node remove what only a kernel that was stopped had there.
+    ///
+    /// # Errors
+    /// [`FaultCode::Unavailable`] if the node does not answer, or the kernel still runs on it.
+    pub async fn purge(&self, node: &NodeId, kernel: KernelId) -> Result<Purged, Fault> {
+        let subject = Subject::actor(self.client.cluster(), ActorKind::Node, node, "purge");
+        let (bus, envelope) = (self.client.bus(), self.client.envelope());
+        ask(bus.as_ref(), &subject, &envelope, &Purge { kernel }, PURGE_DEADLINE).await
     }
 
     async fn verb<Req, Rep>(&self, verb: &str, request: &Req) -> Result<Rep, Fault>

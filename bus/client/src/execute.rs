@@ -30,15 +30,23 @@ const FIND_PATIENCE: Duration = Duration::from_secs(2);
 /// When a request is sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resend {
-    /// How long the first one may stay unanswered.
+    /// How long the first one may stay unanswered. Each further one waits twice as long: a kernel
+    /// that is just starting has no leader yet, or no replica that listens.
     pub first_after: Duration,
-    /// How long after each further one, answered or not.
+    /// The longest of these times, and the pause between them once the request has its place.
     pub every: Duration,
 }
 
 impl Default for Resend {
     fn default() -> Self {
-        Self { first_after: Duration::from_secs(1), every: Duration::from_secs(1) }
+        Self { first_after: Duration::from_millis(200), every: Duration::from_secs(1) }
+    }
+}
+
+impl Resend {
+    /// How long to wait after so many that came to nothing.
+    fn growing(&self, before: u32) -> Duration {
+        self.first_after.saturating_mul(1 << before.min(16)).min(self.every)
     }
 }
 
@@ -210,7 +218,7 @@ impl Execution {
             return Some(async move { Done::Found(exists(&kernel).await) }.boxed());
         }
         let times = self.resend.unwrap_or_default();
-        let wait = if self.sends == 0 { times.first_after } else { times.every };
+        let wait = if self.accepted { times.every } else { times.growing(self.sends) };
         self.sends += 1;
         self.send_at = Instant::now() + wait;
         let (frame, span) = (self.frame.clone(), self.span.clone());
@@ -371,8 +379,11 @@ impl Execution {
     }
 
     fn pause(&mut self) {
-        let every = self.resend.unwrap_or_default().every;
-        self.not_before = Instant::now() + every;
+        // A refusal comes at once, and may be over in a moment.
+        let times = self.resend.unwrap_or_default();
+        let first_after = times.first_after / 4;
+        let pause = Resend { first_after, ..times }.growing(self.sends.saturating_sub(1));
+        self.not_before = Instant::now() + pause;
         self.send_at = self.not_before;
         if self.sends == 1 && self.resend.is_none() && !self.accepted {
             self.sends = 0;

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId},
+    ids::{DiskId, Epoch, GroupId, KernelId, NodeId, OwnerId, ReplicaId, Seq},
     node::PythonStock,
+    storage::DiskBeat,
 };
 
 /// Creates a kernel. Idempotent for the same id.
@@ -23,6 +24,24 @@ pub struct StartKernel {
     /// How it is kept.
     #[serde(default, skip_serializing_if = "KernelOptions::is_default")]
     pub options: KernelOptions,
+    /// What it begins with; nothing if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// What a kernel begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A state of another kernel of the same owner, which its leader is asked for.
+    Kernel {
+        /// The other kernel.
+        kernel: KernelId,
+        /// Which of its states, as in [`crate::history::Rewind::to`].
+        at: String,
+    },
+    /// A state that whoever starts it uploads.
+    Upload,
 }
 
 /// How a kernel is kept while it has nothing to do.
@@ -109,6 +128,80 @@ pub struct KernelSpec {
     /// How it is kept.
     #[serde(default, skip_serializing_if = "KernelOptions::is_default")]
     pub options: KernelOptions,
+    /// How often its group was made anew from a survivor of a lost majority.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub generation: u64,
+    /// The recovery that is under way, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
+    /// What it began with, or is about to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+fn is_first(generation: &u64) -> bool {
+    *generation == 0
+}
+
+impl KernelSpec {
+    /// The Raft group of its present members.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        GroupId::of_kernel(self.kernel, self.generation)
+    }
+}
+
+/// A group that is made anew from one member of the former one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// The member whose log the new group begins with. It belonged to the generation before.
+    pub from: ReplicaId,
+    /// What happened, for people.
+    pub cause: String,
+}
+
+/// What `recover_kernel` takes: the kernel's majority is lost for good, and a survivor shall be
+/// made a group of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverKernel {
+    /// Which kernel.
+    pub kernel: KernelId,
+    /// Its survivor.
+    pub from: ReplicaId,
+    /// The version of its entry that this was decided on; the present one if none is named.
+    #[serde(default)]
+    pub version: Option<u64>,
+    /// Whether only to say what would be done.
+    #[serde(default)]
+    pub plan_only: bool,
+}
+
+/// What `recover_kernel` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryPlan {
+    /// The entry, before a plan or after it was carried out.
+    pub spec: KernelSpec,
+    /// The survivor.
+    pub from: ReplicaId,
+    /// Where it is.
+    pub node: NodeId,
+    /// What it has.
+    pub holds: Holdings,
+    /// The members that are given up, and where they were.
+    pub lost: BTreeMap<ReplicaId, NodeId>,
+}
+
+/// What a member has, by its own word: the answer to `replica.<id>.holdings`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holdings {
+    /// The last cell with a place in its log, as far as it is known to be confirmed.
+    pub accepted: Seq,
+    /// The last cell whose state it has.
+    pub completed: Seq,
+    /// Entries at the end of its log that it does not know to be confirmed. They count.
+    pub unconfirmed: u64,
+    /// Parts of the present state that it lacks.
+    pub missing_chunks: u64,
 }
 
 /// One member that should exist.
@@ -155,6 +248,8 @@ pub enum MemberChange {
     Joined,
     /// A leaver is no longer in the group.
     Removed,
+    /// The group that was made anew from a survivor has all that the survivor had.
+    Recovered,
     /// Its log on this disk cannot be trusted; sent by its node, which does not start it again.
     Lost {
         /// What was found, for people.
@@ -198,6 +293,9 @@ pub struct NodeStatus {
     pub running_cells: u32,
     /// What its Python environment lacks; `None` if it can run kernels.
     pub python_problem: Option<String>,
+    /// How full its disk is; unknown of nodes of the version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_level: Option<DiskBeat>,
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub asleep: u32,

@@ -2,7 +2,8 @@
 //!
 //! Verbs of `kernel.<id>`: `log` takes nothing and answers [`KernelHistory`]; `checkpoint` takes
 //! [`KeepState`] and answers [`KernelHistory`]; `rewind` takes [`Rewind`] and answers
-//! [`RewindPlan`]; `manifest` takes [`GetManifest`] and answers [`Manifest`].
+//! [`RewindPlan`]; `manifest` takes [`GetManifest`] and answers [`Manifest`]; `seed` takes
+//! [`SeedPage`] and answers [`SeedProgress`].
 
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +135,39 @@ pub struct GetManifest {
     /// Groups to leave out: those given already.
     #[serde(default)]
     pub skip: u64,
+}
+
+/// A page of the state a kernel is to begin with: the body of `seed`. Pages are taken in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedPage {
+    /// Groups given before.
+    pub skip: u64,
+    /// More groups, as in [`Manifest::groups`].
+    #[serde(with = "crate::base64_bytes")]
+    pub groups: bytes::Bytes,
+    /// What is not in groups; on the last page only.
+    #[serde(default)]
+    pub end: Option<SeedEnd>,
+}
+
+/// The last of what a kernel is to begin with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SeedEnd {
+    /// Names that are not part of the state, and why.
+    pub refused: Vec<Refused>,
+    /// The number the next cell gets.
+    pub execution_count: u64,
+    /// Where the state comes from, for people.
+    pub from: String,
+}
+
+/// What `seed` answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedProgress {
+    /// Groups the kernel holds of what it is to begin with: where the next page begins.
+    pub held: u64,
+    /// Whether it has begun.
+    pub has_begun: bool,
 }
 
 /// A page of a state's manifest.

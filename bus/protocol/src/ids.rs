@@ -205,9 +205,30 @@ impl GroupId {
     }
 }
 
-impl From<KernelId> for GroupId {
-    fn from(kernel: KernelId) -> Self {
-        Self(kernel.to_string())
+/// What stands between a kernel's id and the generation in the name of its group. No id holds it.
+const GENERATION_MARK: &str = "-g";
+
+impl GroupId {
+    /// The group of a kernel: it is named after the kernel, and after a recovery from a lost
+    /// majority also after how often that happened.
+    #[must_use]
+    pub fn of_kernel(kernel: KernelId, generation: u64) -> Self {
+        match generation {
+            0 => Self(kernel.to_string()),
+            _ => Self(format!("{kernel}{GENERATION_MARK}{generation}")),
+        }
+    }
+
+    /// The kernel and the generation whose group this is, if it is one.
+    #[must_use]
+    pub fn kernel(&self) -> Option<(KernelId, u64)> {
+        match self.0.split_once(GENERATION_MARK) {
+            None => Some((self.0.parse().ok()?, 0)),
+            Some((kernel, generation)) => {
+                let generation = generation.parse().ok().filter(|generation| *generation > 0);
+                Some((kernel.parse().ok()?, generation?))
+            }
+        }
     }
 }
 
@@ -215,5 +236,24 @@ impl Default for OwnerId {
     /// The owner of whatever names none.
     fn default() -> Self {
         Self("default".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_kernels_group_tells_kernel_and_generation() {
+        let kernel = KernelId::generate();
+        assert_eq!(GroupId::of_kernel(kernel, 0).as_str(), kernel.to_string());
+        for generation in [0, 1, 12] {
+            let group = GroupId::of_kernel(kernel, generation);
+            assert!(is_token(group.as_str()));
+            assert_eq!(group.kernel(), Some((kernel, generation)));
+        }
+        assert_eq!(GroupId::system().kernel(), None);
+        let odd = ["-g0", "-g", "-gx", "-1"].map(|tail| format!("{kernel}{tail}"));
+        assert!(odd.into_iter().all(|text| GroupId(text).kernel().is_none()));
     }
 }

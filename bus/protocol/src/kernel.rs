@@ -261,6 +261,9 @@ pub struct KernelStatus {
     pub state_bytes: u64,
     /// Why the last executor term was given up, if one was.
     pub last_loss: Option<String>,
+    /// What the kernel still waits for before it can run its first cell, if it has not begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
     /// What it does just now.
     #[serde(default, skip_serializing_if = "KernelPhase::is_starting")]
     pub phase: KernelPhase,

@@ -11,6 +11,7 @@ pub mod ids;
 pub mod jupyter;
 pub mod kernel;
 pub mod node;
+pub mod storage;
 pub mod subject;
 
 pub use envelope::Envelope;

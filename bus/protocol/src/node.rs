@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{DiskId, Epoch, Incarnation, KernelId, NodeId, ReplicaId};
+use crate::{
+    ids::{DiskId, Epoch, Incarnation, KernelId, NodeId, ReplicaId},
+    storage::DiskBeat,
+};
 
 /// A node is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +38,9 @@ pub struct Beat {
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "Asleep::is_none")]
     pub asleep: Asleep,
+    /// How full its disk is; unknown of nodes of the version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_level: Option<DiskBeat>,
     /// Its stock of Python processes.
     #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
     pub python_stock: PythonStock,

@@ -14,6 +14,7 @@ use callboard_protocol::{
     history::*,
     kernel::*,
     node::{Asleep, Beat, Kill, NodeExited, PythonStock},
+    storage::*,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -157,6 +158,7 @@ fn kernel_messages_keep_their_first_version() {
         refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
         state_bytes: 4096,
         last_loss: None,
+        waits_for: None,
         phase: KernelPhase::Starting,
     };
     holds("kernel_status", &status);
@@ -179,8 +181,15 @@ fn kernel_messages_keep_their_first_version() {
 fn control_messages_keep_their_first_version() {
     let kernel = KernelId(uuid(3));
     let options = KernelOptions::default();
-    let start = StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3, options };
+    let start =
+        StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3, options, origin: None };
     holds("start_kernel", &start);
+    let at = "@7".to_owned();
+    let origins = [Origin::Kernel { kernel, at }, Origin::Upload];
+    let begins = |origin| StartKernel { origin: Some(origin), ..start.clone() };
+    holds("start_kernel_with_origin", &origins.map(begins));
+    let (from, version) = (ReplicaId(2), Some(9));
+    holds("recover_kernel", &RecoverKernel { kernel, from, version, plan_only: true });
     let options = KernelOptions { standby: Some(Standby::Hot), parked: true };
     holds("start_kernel_options", &StartKernel { options, ..start });
     holds("stop_kernel", &StopKernel { kernel });
@@ -201,6 +210,9 @@ fn control_messages_keep_their_first_version() {
         ]),
         replica_next: ReplicaId(4),
         version: 9,
+        generation: 0,
+        recovery: None,
+        origin: None,
         options: KernelOptions::default(),
     };
     let list = KernelList { kernels: vec![spec.clone()], next: None, hint: None };
@@ -221,6 +233,7 @@ fn control_messages_keep_their_first_version() {
         replicas: 3,
         running_cells: 1,
         python_problem: None,
+        disk_level: None,
         asleep: 0,
         python_stock: PythonStock::default(),
     };
@@ -264,6 +277,10 @@ fn history_messages_keep_their_first_version() {
         redone: vec![cell],
     };
     holds("rewind_plan", &plan);
+    let end = SeedEnd { refused: Vec::new(), execution_count: 2, from: "a file".to_owned() };
+    let groups = Bytes::from_static(b"\x90");
+    holds("seed_page", &SeedPage { skip: 1, groups, end: Some(end) });
+    holds("seed_progress", &SeedProgress { held: 1, has_begun: true });
     holds("get_manifest", &GetManifest { at: Some("@3".to_owned()), skip: 2 });
     let refused = vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }];
     let manifest = Manifest {
@@ -301,12 +318,44 @@ fn node_messages_keep_their_first_version() {
         python_problem: Some("no ipykernel".to_owned()),
         asleep: Asleep::default(),
         python_stock: PythonStock::default(),
+        disk_level: None,
     };
     holds("beat", &beat);
     let asleep = Asleep { count: 2, digest: 0x1234_5678_9abc_def0 };
     holds("beat_asleep", &Beat { asleep, ..beat.clone() });
     let python_stock = PythonStock { ready: 3, target: 4, zygote_pid: Some(4712), preloaded: 2 };
     holds("beat_with_stock", &Beat { python_stock, ..beat });
+}
+
+#[test]
+fn storage_messages_keep_their_first_version() {
+    holds("disk_beat", &DiskBeat { used_percent: 96, is_high: true });
+    holds("purge", &Purge { kernel: KernelId(uuid(3)) });
+    holds("purged", &Purged { chunks: 2, bytes: 3000, left: 1 });
+    let chunks = vec!["00ff".to_owned()];
+    holds("named_among", &NamedAmong { owner: OwnerId::default(), chunks });
+    holds("named", &Named { positions: vec![0, 7] });
+    holds(
+        "node_storage",
+        &NodeStorage {
+            node: node(1),
+            disk_used_bytes: 100,
+            disk_free_bytes: 50,
+            disk_high_water_percent: 95,
+            disk_is_high: false,
+            reserve_bytes: 10,
+            owner_quota_bytes: 0,
+            owners: vec![OwnerStorage { owner: OwnerId::default(), chunks: 2, bytes: 3000 }],
+            moved: Moved { stored_bytes: 1, sent_bytes: 2, received_bytes: 3, ..Moved::default() },
+            collector_waits: Some("waiting for 1 member".to_owned()),
+            damaged: vec![DamagedChunk {
+                owner: OwnerId::default(),
+                chunk: "00ff".to_owned(),
+                kernels: vec![uuid(3).to_string()],
+                is_repaired: true,
+            }],
+        },
+    );
 }
 
 #[test]

@@ -140,8 +140,13 @@ async fn one_kernel(
 /// Starts a kernel, through whatever faults there are.
 async fn start(shared: &Shared<'_>) -> Result<KernelId, ChaosError> {
     let kernel = KernelId::generate();
-    let request =
-        StartKernel { kernel, name: None, replicas: 3, options: KernelOptions::default() };
+    let request = StartKernel {
+        kernel,
+        name: None,
+        replicas: 3,
+        options: KernelOptions::default(),
+        origin: None,
+    };
     let control = shared.cluster.client().control();
     let mut tries = 0;
     loop {

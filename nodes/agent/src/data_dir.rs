@@ -23,7 +23,7 @@ pub use error::DataDirError;
 use identity::Identity;
 pub use identity::MachineId;
 pub(crate) use identity::host_name;
-pub use members::{Founder, Membership};
+pub use members::{Founder, Membership, NotedMembers};
 
 /// File in a node's folder in which its supervisor notes how it ended.
 pub const LAST_END_FILE: &str = "last_end";

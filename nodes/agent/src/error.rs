@@ -8,7 +8,7 @@ use callboard_replicated::{ChunkError, OpenError};
 use callboard_runtime::StartError;
 use callboard_transport::{BusError, ConnectError};
 
-use crate::data_dir::DataDirError;
+use crate::{data_dir::DataDirError, storage::ArchiveError};
 
 /// Why a node does not start, as a sentence with a next step.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,9 @@ pub enum NodeError {
     /// The chunks could not be opened.
     #[error("cannot open the node's chunks: {0}")]
     Chunks(#[from] ChunkError),
+    /// The object store is not one.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// The kernels' Python package could not be written.
     #[error(transparent)]
     Package(#[from] PackageError),

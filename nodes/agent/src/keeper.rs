@@ -13,10 +13,10 @@ use std::{
 
 use callboard_control::DesiredState;
 use callboard_protocol::{
-    ActorKind, ClusterId, DiskId, Envelope, GroupId, KernelId, NodeId, Subject,
+    ActorKind, ClusterId, DiskId, Envelope, GroupId, NodeId, Subject,
     control::{KernelSpec, MemberChange, MemberChanged, Standing},
 };
-use callboard_replicated::{Group, Replicator};
+use callboard_replicated::{ChunkPins, Group, Replicator};
 use callboard_runtime::{SupervisorEvent, SupervisorHandle};
 use callboard_transport::{Bus, typed};
 use futures::future::join_all;
@@ -24,7 +24,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::{
-    data_dir::DataDir,
+    data_dir::{DataDir, NotedMembers},
     reconcile::{Observed, Task, plan},
     replicas::{MemberKey, ReplicaFactory, ReplicaHandle, Roster, SharedSpec},
 };
@@ -54,6 +54,7 @@ pub(crate) struct KeeperArgs {
     pub(crate) roster: Roster,
     /// Groups with records when this life began.
     pub(crate) groups_at_start: Arc<BTreeSet<GroupId>>,
+    pub(crate) pins: ChunkPins,
 }
 
 /// What the keeper is told, all by its own tasks.
@@ -76,7 +77,7 @@ pub(crate) struct Keeper;
 pub(crate) struct KeeperState {
     args: KeeperArgs,
     running: BTreeMap<MemberKey, Running>,
-    noted: BTreeSet<MemberKey>,
+    noted: NotedMembers,
     /// Members that ran here in an earlier life and have no log any more.
     without_log: BTreeSet<MemberKey>,
     not_before: BTreeMap<MemberKey, Instant>,
@@ -104,8 +105,9 @@ impl Actor for Keeper {
             args.roster.remove(&key);
         }
         let noted = args.dir.noted_members()?;
-        let has_log = |key: &&MemberKey| args.groups_at_start.contains(&GroupId::from(key.0));
-        let without_log = noted.iter().filter(|key| !has_log(key)).copied().collect();
+        let is_gone = |group: &GroupId| !args.groups_at_start.contains(group);
+        let without_log =
+            noted.iter().filter(|(_, group)| is_gone(group)).map(|(key, _)| *key).collect();
         let mut tasks = JoinSet::new();
         tasks.spawn(look_out(args.clone(), me));
         Ok(KeeperState {
@@ -189,6 +191,7 @@ impl KeeperState {
             match task {
                 Task::Start(key, spec) => starts.push((key, spec)),
                 Task::Tell(key, spec) => self.tell(key, spec),
+                Task::Halt(key) => drop(self.end(key, false).await),
                 Task::Purge(key) => self.purge(key).await,
                 Task::Erase(key) => self.erase(key).await,
                 Task::Report(key, why) => self.report(key, why).await,
@@ -207,12 +210,7 @@ impl KeeperState {
     fn plan(&self) -> Vec<Task> {
         let args = &self.args;
         let running = self.running.iter().map(|(key, it)| (*key, it.spec.version())).collect();
-        let corrupt: BTreeSet<KernelId> = args
-            .replicator
-            .corrupt_groups()
-            .iter()
-            .filter_map(|group| group.as_str().parse().ok())
-            .collect();
+        let corrupt = args.replicator.corrupt_groups();
         args.group.read(|state| {
             let standing =
                 |key: &MemberKey| Some(state.kernels().get(&key.0)?.replicas.get(&key.1)?.standing);
@@ -267,10 +265,11 @@ impl KeeperState {
         tracing::info!(kernel = %key.0, replica = %key.1, "a replica runs");
         self.not_before.remove(&key);
         self.without_log.remove(&key);
-        if let Err(error) = self.args.dir.note_member(key.0, key.1) {
+        let group = spec.get().group();
+        if let Err(error) = self.args.dir.note_member(&group, key.1) {
             tracing::error!(%error, "a replica could not be noted");
         }
-        self.noted.insert(key);
+        self.noted.insert(key, group);
         self.args.roster.insert(key, handle.clone());
         self.running.insert(key, Running { spec, handle });
     }
@@ -283,18 +282,33 @@ impl KeeperState {
     }
 
     async fn purge(&mut self, key: MemberKey) {
-        let Some(running) = self.running.remove(&key) else { return };
-        tracing::info!(kernel = %key.0, replica = %key.1, "a replica ends for good");
+        if self.end(key, true).await {
+            self.erase(key).await;
+        }
+    }
+
+    /// Ends a replica in order; whether it ran.
+    async fn end(&mut self, key: MemberKey, purge: bool) -> bool {
+        let Some(running) = self.running.remove(&key) else { return false };
+        tracing::info!(kernel = %key.0, replica = %key.1, purge, "a replica ends");
         self.args.roster.remove(&key);
-        running.handle.stop(true).await;
+        running.handle.stop(purge).await;
         if let Err(error) = self.args.supervisor.stop_child(&child_name(key)).await {
             tracing::warn!(%error, "a replica's supervisor did not stop it");
         }
-        self.erase(key).await;
+        true
+    }
+
+    /// The group a member is or was of.
+    fn group_of(&self, key: &MemberKey) -> GroupId {
+        self.noted.get(key).cloned().unwrap_or_else(|| {
+            let spec = |state: &DesiredState| state.kernels().get(&key.0).map(KernelSpec::group);
+            self.args.group.read(spec).unwrap_or_else(|| GroupId::of_kernel(key.0, 0))
+        })
     }
 
     async fn erase(&mut self, key: MemberKey) {
-        let group = GroupId::from(key.0);
+        let group = self.group_of(&key);
         let replicator = &self.args.replicator;
         let has_records = replicator.known_groups().contains(&group)
             || replicator.corrupt_groups().contains(&group);
@@ -302,10 +316,11 @@ impl KeeperState {
             tracing::warn!(kernel = %key.0, %error, "a log could not be erased; it is tried again");
             return;
         }
-        if let Err(error) = self.args.dir.forget_member(key.0, key.1) {
+        if let Err(error) = self.args.dir.forget_member(&group, key.1) {
             tracing::warn!(%error, "a replica could not be forgotten; it is tried again");
             return;
         }
+        self.args.pins.forget(&(group, key.1));
         self.noted.remove(&key);
         self.without_log.remove(&key);
     }

@@ -16,10 +16,13 @@ mod python;
 mod reconcile;
 mod replicas;
 mod run;
+mod storage;
 mod sweep;
 
 pub use callboard_kernel::UpkeepConfig;
-pub use data_dir::{DataDir, DataDirError, Founder, LAST_END_FILE, MachineId, Membership};
+pub use data_dir::{
+    DataDir, DataDirError, Founder, LAST_END_FILE, MachineId, Membership, NotedMembers,
+};
 pub use error::NodeError;
 pub use founding::{FoundingDecision, FoundingStage, FoundingStatus, decide};
 pub use node::{NodeParts, NodeServices, RunningNode};
@@ -27,4 +30,5 @@ pub use node_actor::Crash;
 pub use python::check_python;
 pub use replicas::{MemberKey, ReplicaFactory, ReplicaHandle, Roster, SharedSpec};
 pub use run::{DISK_FAULTS_FILE, ExitReason, NodeOptions, run_node};
+pub use storage::{ArchiveError, ObjectArchive, Reserve, ReservedDisk, Storage, StorageOptions};
 pub use sweep::{Swept, sweep};

@@ -15,7 +15,7 @@ use callboard_protocol::{
     ActorKind, ClusterId, Envelope, GroupId, Incarnation, NodeId, Subject, node::NodeExited,
 };
 use callboard_replicated::{
-    Applied, Disk, Group, GroupOptions, OpenError, Replicator, ReplicatorOptions,
+    Applied, ChunkPins, Disk, Group, GroupOptions, OpenError, Replicator, ReplicatorOptions,
 };
 use callboard_runtime::{
     ChildSpec, OnExceeded, Restart, SupervisorHandle, SupervisorSettings, spawn_supervisor,
@@ -34,6 +34,7 @@ use crate::{
     keeper::{Keeper, KeeperArgs},
     node_actor::{Crash, NodeActor, NodeActorArgs},
     replicas::{ReplicaFactory, Roster},
+    storage::{Storage, StorageArgs, StorageKeeper},
 };
 
 /// How many times slower than a kernel's the system group's clock runs. Its heartbeats are most of
@@ -72,6 +73,8 @@ pub struct NodeParts {
     pub crash: Crash,
     /// Of the delays of restarts.
     pub seed: u64,
+    /// Its disk.
+    pub storage: Storage,
 }
 
 /// What a factory of replicas is given.
@@ -92,6 +95,7 @@ pub struct RunningNode {
     root: SupervisorHandle,
     group: Group<DesiredState>,
     replicator: Replicator,
+    storage: Storage,
     nodes: watch::Receiver<NodesView>,
     revision: watch::Receiver<u64>,
     roster: Roster,
@@ -147,7 +151,9 @@ impl RunningNode {
             factory: factory.clone(),
             roster: roster.clone(),
             groups_at_start,
+            pins: parts.storage.pins.clone(),
         };
+        let storage = storage_args(&parts, &group)?;
         let control = control_args(&parts, &membership, &group, &nodes, &revision);
         let node_actor = node_actor_args(&parts, &group, view, factory, &roster);
         let permanent = Restart::Permanent;
@@ -155,11 +161,12 @@ impl RunningNode {
             ChildSpec::new("control", permanent, move || (Control, control.clone())),
             ChildSpec::new("node", permanent, move || (NodeActor, node_actor.clone())),
             replicas_child,
+            ChildSpec::new("storage", permanent, move || (StorageKeeper, storage.clone())),
             ChildSpec::new("keeper", permanent, move || (Keeper, keeper.clone())),
         ];
         let settings = SupervisorSettings { seed: parts.seed, ..SupervisorSettings::default() };
         let root = spawn_supervisor("root", settings, children).await?;
-        let NodeParts { cluster, node, incarnation, lanes, .. } = parts;
+        let NodeParts { cluster, node, incarnation, lanes, storage, .. } = parts;
         Ok(Self {
             cluster,
             node,
@@ -168,6 +175,7 @@ impl RunningNode {
             root,
             group,
             replicator,
+            storage,
             nodes,
             revision,
             roster,
@@ -194,6 +202,12 @@ impl RunningNode {
         self.nodes.clone()
     }
 
+    /// Who names which chunks on it.
+    #[must_use]
+    pub fn pins(&self) -> ChunkPins {
+        self.storage.pins.clone()
+    }
+
     /// The replicas it runs.
     #[must_use]
     pub fn roster(&self) -> &Roster {
@@ -203,11 +217,15 @@ impl RunningNode {
     /// Waits until it can no longer go on and must be started again; says why.
     pub async fn failed(&self) -> String {
         let mut log = self.replicator.failed();
+        let mut chunks = self.storage.chunks.failed();
         let mut group = self.group.metrics();
         tokio::select! {
             biased;
             () = self.root.wait() => "its supervisors gave up".to_owned(),
             Ok(reason) = log.wait_for(Option::is_some) => {
+                reason.clone().unwrap_or_default()
+            }
+            Ok(reason) = chunks.wait_for(Option::is_some) => {
                 reason.clone().unwrap_or_default()
             }
             // Without it this node follows no change any more.
@@ -298,7 +316,24 @@ fn node_actor_args(
         roster: roster.clone(),
         beats: Arc::new(AtomicU64::new(0)),
         crash: parts.crash.clone(),
+        storage: parts.storage.clone(),
     }
+}
+
+/// What the keeper of the disk works with. Members that a former life left on the disk are
+/// expected to say which chunks they name.
+fn storage_args(parts: &NodeParts, group: &Group<DesiredState>) -> Result<StorageArgs, NodeError> {
+    for ((_, replica), group) in parts.dir.noted_members()? {
+        parts.storage.pins.expect((group, replica));
+    }
+    Ok(StorageArgs {
+        cluster: parts.cluster.clone(),
+        node: parts.node.clone(),
+        bus: parts.lanes.control.clone(),
+        storage: parts.storage.clone(),
+        group: group.clone(),
+        tally: Arc::default(),
+    })
 }
 
 type SystemGroup = (Group<DesiredState>, mpsc::UnboundedReceiver<Applied<DesiredState>>);

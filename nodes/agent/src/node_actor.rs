@@ -25,7 +25,10 @@ use callboard_transport::{BusHealth, Lanes, Message, typed};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
-use crate::replicas::{ReplicaFactory, Roster};
+use crate::{
+    replicas::{ReplicaFactory, Roster},
+    storage::Storage,
+};
 
 /// Pause between two heartbeats; six fit into the suspicion time.
 pub(crate) const BEAT_EVERY: Duration = Duration::from_millis(250);
@@ -51,6 +54,7 @@ pub(crate) struct NodeActorArgs {
     /// Number of the last beat; survives restarts of this actor.
     pub(crate) beats: Arc<AtomicU64>,
     pub(crate) crash: Crash,
+    pub(crate) storage: Storage,
 }
 
 /// What the node actor is told, all by its own tasks.
@@ -224,6 +228,7 @@ impl NodeState {
             epoch,
             suspects,
             python_problem,
+            disk_level: Some(args.storage.level.borrow().beat.clone()),
             asleep: args.factory.asleep(),
             python_stock: args.factory.python_stock(),
         };

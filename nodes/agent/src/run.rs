@@ -16,7 +16,8 @@ use callboard_policy::{
 };
 use callboard_protocol::NodeId;
 use callboard_replicated::{
-    ChunkExchange, ChunkStore, Disk, FaultyDisk, KillProcess, RealDisk, ReplicatorOptions,
+    ChunkArchive, ChunkExchange, ChunkStore, ChunkStoreOptions, Disk, FaultyDisk, KillProcess,
+    RealDisk, ReplicatorOptions,
 };
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
 use nix::{
@@ -37,6 +38,7 @@ use crate::{
     node_actor::Crash,
     python::check_python,
     replicas::ReplicaFactory,
+    storage::{ObjectArchive, Reserve, ReservedDisk, Storage, StorageOptions, wait_for_room},
     sweep::sweep,
 };
 
@@ -74,6 +76,8 @@ pub struct NodeOptions {
     pub hibernation: HibernationConfig,
     /// Longest time one capture of a session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
+    /// Most bytes that a kernel's state may have.
+    pub state_bytes_max: u64,
     /// How long to wait for a broker that is down when the node starts.
     pub broker_wait: Duration,
     /// When the other nodes are suspected and given up.
@@ -82,6 +86,8 @@ pub struct NodeOptions {
     pub repair: RepairLimits,
     /// How it replicates.
     pub replicator: ReplicatorOptions,
+    /// How its disk is used.
+    pub storage: StorageOptions,
     /// Whether its disk fails when a file in its data directory says so. For chaos runs.
     pub disk_faults: bool,
 }
@@ -162,9 +168,11 @@ async fn start(
     options: &NodeOptions,
     python: watch::Receiver<Option<String>>,
 ) -> Result<RunningNode, NodeError> {
+    wait_for_room(&options.data_dir, options.storage.disk_reserve_bytes).await;
     let machine = MachineId::of_this_machine();
     let dir = DataDir::open(&options.data_dir, &options.node, &machine, options.adopt_directory)?;
     let dir = Arc::new(dir);
+    let reserve = Arc::new(Reserve::open(dir.root(), options.storage.disk_reserve_bytes));
     let incarnation = dir.begin_life()?;
     let previous_end = dir.take_last_end();
     tracing::info!(node = %options.node, disk = %dir.disk(), %incarnation, "starting");
@@ -175,11 +183,27 @@ async fn start(
         tracing::warn!(processes = ?swept.processes, "ended what a former life left behind");
     }
     let lanes = connect(options).await?;
-    let chunks = ChunkStore::open(&dir.root().join("chunks"))?;
+    let owner_quota_bytes = options.storage.owner_quota_bytes;
+    let chunk_options = ChunkStoreOptions { owner_quota_bytes, ..ChunkStoreOptions::default() };
+    let chunks = ChunkStore::open_with(&dir.root().join("chunks"), chunk_options)?;
+    let storage = Storage::new(
+        chunks.clone(),
+        dir.root().to_owned(),
+        reserve.clone(),
+        options.storage.clone(),
+    );
+    let (pins, full_disk) = (storage.pins.clone(), storage.refusal());
     let cluster = options.credentials.cluster.clone();
-    let exchange =
-        ChunkExchange::serve(lanes.bulk.clone(), cluster, options.node.clone(), chunks.clone())
-            .await?;
+    let archive = ObjectArchive::open(&options.storage.object_store_url, &cluster)?;
+    let storage = storage.with_archive(archive.clone());
+    let exchange = ChunkExchange::serve_with(
+        lanes.bulk.clone(),
+        cluster,
+        options.node.clone(),
+        chunks.clone(),
+        archive.map(|archive| archive as Arc<dyn ChunkArchive>),
+    )
+    .await?;
     let package_dir = unpack_package(&dir.root().join("python"))?;
     let python_pool = python_pool(options, package_dir, &run_dir);
     let parts = NodeParts {
@@ -190,13 +214,14 @@ async fn start(
         incarnation,
         host: host_name(),
         lanes: lanes.clone(),
-        disk: disk(options, dir.root()),
+        disk: Arc::new(ReservedDisk::new(disk(options, dir.root()), reserve)),
         replicator: options.replicator.clone(),
         failure: options.failure,
         repair: options.repair,
         python,
         crash: crash_by_signal(),
         seed: dir.disk().0.as_u64_pair().1 ^ incarnation.0,
+        storage,
     };
     let make_factory = |services: &NodeServices| {
         let context = NodeContext {
@@ -207,6 +232,8 @@ async fn start(
             lanes,
             replicator: services.replicator.clone(),
             chunks,
+            pins,
+            disk: full_disk,
             exchange,
             python: python_pool,
             upkeep: options.upkeep,
@@ -241,6 +268,7 @@ fn python_pool(options: &NodeOptions, package_dir: PathBuf, run_dir: &Path) -> P
         program: options.python.clone(),
         package_dir,
         capture_budget_ms: options.capture_budget_ms,
+        state_bytes_max: options.state_bytes_max,
     };
     match Zygote::start(config.clone(), &options.zygote_preload, run_dir) {
         Ok(zygote) => PythonPool::start(config, run_dir, zygote, options.pool),

@@ -12,7 +12,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use callboard_protocol::{
     FaultCode, KernelId, NodeId, ReplicaId,
-    control::{KernelSpec, MemberChange, MemberChanged, NodeHealth, StartKernel, StopKernel},
+    control::{
+        KernelSpec, MemberChange, MemberChanged, NodeHealth, RecoverKernel, StartKernel, StopKernel,
+    },
 };
 use callboard_runtime::universe::Universe;
 use uuid::Uuid;
@@ -45,8 +47,13 @@ fn three_nodes_form_the_system_group_and_its_leader_starts_kernels() {
         }
         let spec = cluster.start_kernel(kernel(1)).await;
         assert_eq!(places(&spec).len(), 3, "no two on one node");
-        let request =
-            StartKernel { kernel: kernel(1), name: None, replicas: 3, options: Default::default() };
+        let request = StartKernel {
+            kernel: kernel(1),
+            name: None,
+            replicas: 3,
+            options: Default::default(),
+            origin: None,
+        };
         let again: KernelSpec = cluster.try_ask("start_kernel", &request).await.unwrap();
         assert_eq!(again, spec);
         let other = StartKernel { name: Some("other".to_owned()), ..request };
@@ -71,8 +78,13 @@ fn a_stopped_kernels_members_end_everywhere() {
                 universe.advance(Duration::from_millis(50)).await;
             }
         }
-        let request =
-            StartKernel { kernel: kernel(1), name: None, replicas: 3, options: Default::default() };
+        let request = StartKernel {
+            kernel: kernel(1),
+            name: None,
+            replicas: 3,
+            options: Default::default(),
+            origin: None,
+        };
         let fault = cluster.try_ask::<_, KernelSpec>("start_kernel", &request).await.unwrap_err();
         assert!(fault.message.contains("was stopped"), "{fault}");
         cluster.stop().await;
@@ -272,6 +284,62 @@ fn after_a_power_cut_everywhere_all_kernels_and_members_are_back() {
         cluster.until_up(3).await;
         assert_eq!(cluster.spec(kernel(1)).await, spec);
         cluster.until_running(&spec).await;
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn a_kernel_recovers_from_one_member_and_the_lost_ones_end_when_they_return() {
+    Universe::run(seed(21), |universe| async move {
+        let mut cluster = TestCluster::founded(&universe, 3).await;
+        cluster.start(&[4, 5]).await;
+        cluster.until_up(5).await;
+        let spec = cluster.start_kernel(kernel(1)).await;
+        let recover = |from: ReplicaId, plan_only| RecoverKernel {
+            kernel: kernel(1),
+            from,
+            version: None,
+            plan_only,
+        };
+        let ids: Vec<ReplicaId> = spec.replicas.keys().copied().collect();
+        let fault = cluster.recover(&recover(ids[0], true)).await.unwrap_err();
+        assert!(fault.message.contains("is alive"), "{fault}");
+        let fault = cluster.recover(&recover(ReplicaId(9), true)).await.unwrap_err();
+        assert!(fault.message.contains("has no member 9: it has 1 on node-"), "{fault}");
+
+        // Two of its nodes go at once; four of five would be needed to replace them by itself.
+        let (survivor, lost) = (ids[2], [ids[0], ids[1]]);
+        for id in lost {
+            cluster.crash(number(&spec.replicas[&id].node)).await;
+        }
+        cluster.until_up(3).await;
+        let fault = cluster.recover(&recover(lost[0], false)).await.unwrap_err();
+        assert!(fault.message.contains("does not answer on node-"), "{fault}");
+        let plan = cluster.recover(&recover(survivor, true)).await.unwrap();
+        assert_eq!(
+            (plan.node.clone(), plan.lost.len()),
+            (spec.replicas[&survivor].node.clone(), 2)
+        );
+        assert_eq!(cluster.spec(kernel(1)).await.generation, 0, "only a plan");
+        cluster.recover(&recover(survivor, false)).await.unwrap();
+        let alone = |it: &KernelSpec| it.recovery.is_none() && it.generation == 1;
+        let recovered = cluster.until_spec("recovered", kernel(1), alone).await;
+        assert!(recovered.replicas.contains_key(&ReplicaId(4)), "{recovered:?}");
+        assert!(!recovered.replicas.contains_key(&survivor));
+        cluster.until_running(&recovered).await;
+
+        let back: Vec<u32> = lost.iter().map(|id| number(&spec.replicas[id].node)).collect();
+        cluster.start(&back).await;
+        cluster.until_up(5).await;
+        universe.advance(Duration::from_secs(5)).await;
+        for n in back {
+            let here = cluster.running(n).roster().keys();
+            assert!(here.iter().all(|(_, id)| *id >= ReplicaId(4)), "node-{n} runs {here:?}");
+        }
+        // Before that, too many nodes were silent for any repair.
+        let whole = cluster.until_spec("a whole kernel", kernel(1), is_whole).await;
+        cluster.until_running(&whole).await;
+        assert_eq!(whole.generation, 1);
         cluster.stop().await;
     });
 }

@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use callboard_agent::{DataDir, MachineId, NodeError, NodeOptions, run_node};
+use callboard_agent::{DataDir, MachineId, NodeError, NodeOptions, StorageOptions, run_node};
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::{ClusterId, NodeId};
 use callboard_replicated::ReplicatorOptions;
@@ -28,10 +28,12 @@ fn options(data_dir: &Path) -> NodeOptions {
         hibernation: Default::default(),
         disk_faults: false,
         capture_budget_ms: 1_000,
+        state_bytes_max: 1 << 30,
         broker_wait: Duration::ZERO,
         failure: FailureConfig::default(),
         repair: RepairLimits::default(),
         replicator: ReplicatorOptions::default(),
+        storage: StorageOptions { disk_reserve_bytes: 0, ..StorageOptions::default() },
     }
 }
 

@@ -51,6 +51,8 @@ pub enum Verb {
     Outputs(OutputsArgs),
     /// Show the nodes.
     Nodes,
+    /// Show what lies on the nodes' disks: chunks per owner, what moved, what is damaged.
+    Storage,
     /// Show what happens in the cluster.
     Events(EventsArgs),
     /// End an actor by force, to see the others carry on.
@@ -114,10 +116,35 @@ pub enum KernelVerb {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Start a new kernel with a state of another one.
+    Branch {
+        /// The other one.
+        kernel: String,
+        /// Which of its states, as for `rewind` [default: the present one].
+        #[arg(long, value_name = "CELL|NAME")]
+        at: Option<String>,
+        /// A name for the new one.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// After most of a kernel's replicas are lost for good: go on with one that is not.
+    Recover {
+        /// Which kernel.
+        kernel: String,
+        /// The survivor, by its number in `kernel list --output json`.
+        #[arg(long, value_name = "REPLICA")]
+        from: u64,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// End a kernel for good: its variables and outputs are deleted.
     Stop {
         /// Which.
         kernel: String,
+        /// Remove its chunks at once, not within the grace period.
+        #[arg(long)]
+        purge: bool,
         /// Do not ask.
         #[arg(long, short)]
         yes: bool,

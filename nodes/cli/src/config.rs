@@ -16,6 +16,9 @@ const LOG_SEGMENT_MAX_MB: u64 = 1024;
 /// Most nodes that one machine runs: more than this many processes help nobody.
 const NODES_MAX: u16 = 64;
 
+/// Shortest grace period of chunks: three times as long as a receipt for them counts.
+const CHUNK_GRACE_MIN_S: u64 = 60;
+
 /// A cluster on one machine. configs/cluster.toml explains every key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -46,6 +49,8 @@ pub struct ClusterConfig {
     pub gone_after_ms: u64,
     /// How long the capture of a kernel's state may take.
     pub capture_budget_s: u64,
+    /// Most that a kernel's state may hold.
+    pub state_mib_max: u64,
     /// Libraries that kernels find imported already, separated by spaces.
     pub zygote_preload: String,
     /// Started Python processes that each node keeps at hand at least.
@@ -62,6 +67,18 @@ pub struct ClusterConfig {
     pub hibernate_after_s: u64,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
+    /// Most MiB of chunks per owner on one node; 0 for no limit.
+    pub owner_quota_mib: u64,
+    /// How long a chunk that nothing names is kept.
+    pub chunk_grace_s: u64,
+    /// How full a node's disk may be before it takes no new cells.
+    pub disk_high_water_percent: u8,
+    /// Room set aside for a full disk.
+    pub disk_reserve_mib: u64,
+    /// How fast chunks are read to find damage; 0 reads none.
+    pub scrub_mib_per_s: u64,
+    /// Where a copy of the chunks is kept; empty for none.
+    pub object_store_url: String,
     /// Log entries after which a replica writes a snapshot.
     pub snapshot_every_entries: u64,
     /// Whether a node's disk fails when a file in its folder says so.
@@ -86,6 +103,7 @@ impl Default for ClusterConfig {
             suspect_after_ms: 1500,
             gone_after_ms: 60_000,
             capture_budget_s: 60,
+            state_mib_max: 16_384,
             zygote_preload: "numpy pandas matplotlib".to_owned(),
             pool_min: 4,
             pool_max: 16,
@@ -94,6 +112,12 @@ impl Default for ClusterConfig {
             park_with_refused: false,
             hibernate_after_s: 60,
             otlp_endpoint: String::new(),
+            owner_quota_mib: 0,
+            chunk_grace_s: 120,
+            disk_high_water_percent: 95,
+            disk_reserve_mib: 64,
+            scrub_mib_per_s: 4,
+            object_store_url: String::new(),
             snapshot_every_entries: 2000,
             disk_faults: false,
             log_segment_mb: 16,
@@ -186,6 +210,7 @@ impl ClusterConfig {
         for (key, value) in [
             ("heartbeat_interval_ms", self.heartbeat_interval_ms),
             ("capture_budget_s", self.capture_budget_s),
+            ("state_mib_max", self.state_mib_max),
             ("snapshot_every_entries", self.snapshot_every_entries),
             ("log_segment_mb", self.log_segment_mb),
         ] {
@@ -231,6 +256,23 @@ impl ClusterConfig {
         check(
             endpoint.is_empty() || is_url,
             format!("otlp_endpoint is '{endpoint}'; use a URL such as http://127.0.0.1:4318"),
+        );
+        let (grace, mark) = (self.chunk_grace_s, self.disk_high_water_percent);
+        check(
+            grace >= CHUNK_GRACE_MIN_S,
+            format!("chunk_grace_s is {grace}; use at least {CHUNK_GRACE_MIN_S}"),
+        );
+        check(
+            (1..=100).contains(&mark),
+            format!("disk_high_water_percent is {mark}; use 1 to 100"),
+        );
+        let url = &self.object_store_url;
+        check(
+            url.is_empty() || url.starts_with("file:///") || url.starts_with("s3://"),
+            format!(
+                "object_store_url is '{url}'; use file:///directory or s3://bucket/prefix, or \
+                 leave it empty"
+            ),
         );
         problems
     }

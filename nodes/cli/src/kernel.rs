@@ -14,11 +14,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     args::{KernelVerb, StartArgs},
+    branch,
     context::{Context, confirm},
     exec,
     exit::{Exit, Failure, Outcome},
     output::{say, table},
-    undo,
+    recover, storage, undo,
 };
 
 /// How long `kernel start --wait` waits: placing, forming the group and starting Python.
@@ -39,12 +40,16 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
         KernelVerb::Show { kernel } => show(context, &kernel).await,
         KernelVerb::Exec(args) => exec::run(context, args).await,
         KernelVerb::Interrupt { kernel } => interrupt(context, &kernel).await,
+        KernelVerb::Stop { kernel, purge, yes } => stop(context, &kernel, purge, yes).await,
         KernelVerb::Log { kernel } => undo::log(context, &kernel).await,
         KernelVerb::Checkpoint { kernel, name, drop } => {
             undo::checkpoint(context, &kernel, name, drop).await
         }
         KernelVerb::Rewind { kernel, to, yes } => undo::rewind(context, &kernel, to, yes).await,
-        KernelVerb::Stop { kernel, yes } => stop(context, &kernel, yes).await,
+        KernelVerb::Branch { kernel, at, name } => branch::run(context, &kernel, at, name).await,
+        KernelVerb::Recover { kernel, from, yes } => {
+            recover::run(context, &kernel, from, yes).await
+        }
     }
 }
 
@@ -53,7 +58,8 @@ async fn start(context: &Context, args: StartArgs) -> Outcome {
     let kernel = KernelId::generate();
     let standby = args.standby.map(Standby::from);
     let options = KernelOptions { standby, parked: args.parked };
-    let request = StartKernel { kernel, name: args.name, replicas: args.replicas, options };
+    let request =
+        StartKernel { kernel, name: args.name, replicas: args.replicas, options, origin: None };
     let spec = client.control().start_kernel(&request).await?;
     if args.wait {
         wait_ready(&client, kernel).await?;
@@ -164,6 +170,9 @@ fn describe(shown: &Shown) -> String {
     for refused in &status.refused {
         lines.push(format!("not kept   {}: {}", refused.name, refused.reason));
     }
+    if let Some(waits) = &status.waits_for {
+        lines.push(format!("not begun  {waits}"));
+    }
     if let Some(loss) = &status.last_loss {
         lines.push(format!("last loss  {loss}"));
     }
@@ -213,7 +222,7 @@ async fn interrupt(context: &Context, kernel: &str) -> Outcome {
     Ok(Exit::Ok)
 }
 
-async fn stop(context: &Context, kernel: &str, yes: bool) -> Outcome {
+async fn stop(context: &Context, kernel: &str, purge: bool, yes: bool) -> Outcome {
     let (client, spec) = context.find(kernel).await?;
     let plan = format!(
         "This ends kernel {}{} for good and deletes its variables and outputs from {}.",
@@ -223,6 +232,9 @@ async fn stop(context: &Context, kernel: &str, yes: bool) -> Outcome {
     );
     confirm(&plan, yes)?;
     let spec = client.control().stop_kernel(spec.kernel).await?;
+    if purge {
+        storage::purge(&client, &spec).await;
+    }
     context.printer.data(&spec, |spec| spec.kernel.to_string())?;
     Ok(Exit::Ok)
 }

@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod branch;
 pub mod config;
 pub mod context;
 pub mod demo;
@@ -15,6 +16,8 @@ pub mod look;
 pub mod node;
 pub mod output;
 pub mod python;
+pub mod recover;
+pub mod storage;
 pub mod undo;
 pub mod up;
 
@@ -78,6 +81,7 @@ async fn run(cli: Cli) -> Outcome {
         Verb::Kernel(verb) => kernel::run(&context, verb).await,
         Verb::Outputs(args) => look::outputs(&context, args).await,
         Verb::Nodes => look::nodes(&context).await,
+        Verb::Storage => storage::show(&context).await,
         Verb::Events(args) => look::events(&context, args).await,
         Verb::Kill(args) => kill::run(&context, args).await,
         Verb::Doctor(args) => doctor::run(&context, args).await,

@@ -31,7 +31,7 @@ pub async fn nodes(context: &Context) -> Outcome {
     context.printer.data(&list, |list| {
         let headings = [
             "node", "health", "heard", "pid", "host", "life", "replicas", "asleep", "cells",
-            "stock", "python",
+            "stock", "disk", "python",
         ];
         table(&headings, list.nodes.iter().map(row))
     })?;
@@ -58,6 +58,13 @@ fn row(node: &NodeStatus) -> Vec<String> {
         node.asleep.to_string(),
         node.running_cells.to_string(),
         format!("{}/{}", node.python_stock.ready, node.python_stock.target),
+        node.disk_level.as_ref().map_or_else(
+            || "-".to_owned(),
+            |disk| {
+                let mark = if disk.is_high { " full" } else { "" };
+                format!("{} %{mark}", disk.used_percent)
+            },
+        ),
         node.python_problem.clone().unwrap_or_else(|| "ok".to_owned()),
     ]
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use callboard_agent::{ExitReason, NodeError, NodeOptions, UpkeepConfig, run_node};
+use callboard_agent::{ExitReason, NodeError, NodeOptions, StorageOptions, UpkeepConfig, run_node};
 use callboard_policy::{
     failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
     repair::RepairLimits,
@@ -25,6 +25,7 @@ use crate::{
 /// How long a node waits for a broker that is down when it starts: longer than a broker that
 /// restarts takes, short enough that a wrong address is noticed.
 const BROKER_WAIT_S: u64 = 60;
+const MIB: u64 = 1 << 20;
 
 /// Arguments of `node`.
 #[derive(Debug, Args)]
@@ -89,6 +90,7 @@ pub async fn run(args: NodeArgs) -> Outcome {
             park_with_refused: config.park_with_refused,
         },
         capture_budget_ms: config.capture_budget_s.saturating_mul(1000),
+        state_bytes_max: config.state_mib_max.saturating_mul(1 << 20),
         broker_wait: Duration::from_secs(args.broker_wait_s),
         failure: FailureConfig {
             suspect_after_ms: config.suspect_after_ms,
@@ -105,6 +107,14 @@ pub async fn run(args: NodeArgs) -> Outcome {
             wal: WalOptions::of_segments(config.log_segment_mb << 20),
             snapshot_every_entries_max: config.snapshot_every_entries,
             ..ReplicatorOptions::default()
+        },
+        storage: StorageOptions {
+            owner_quota_bytes: config.owner_quota_mib.saturating_mul(MIB),
+            chunk_grace: Duration::from_secs(config.chunk_grace_s),
+            disk_high_water_percent: config.disk_high_water_percent,
+            disk_reserve_bytes: config.disk_reserve_mib.saturating_mul(MIB),
+            scrub_bytes_per_s: config.scrub_mib_per_s.saturating_mul(MIB),
+            object_store_url: config.object_store_url,
         },
         disk_faults: config.disk_faults,
     };

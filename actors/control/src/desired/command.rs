@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use callboard_protocol::{
     DiskId, Fault, FaultCode, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelOptions, KernelSpec},
+    control::{KernelOptions, KernelSpec, Origin},
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,9 @@ pub enum Command {
         /// How it is kept.
         #[serde(default)]
         options: KernelOptions,
+        /// What it begins with, if not empty.
+        #[serde(default)]
+        origin: Option<Origin>,
     },
     /// A kernel should not exist any more.
     StopKernel {
@@ -71,6 +74,24 @@ pub enum Command {
         /// Of which kernel.
         kernel: KernelId,
         /// Which.
+        replica: ReplicaId,
+    },
+    /// A kernel's group should be made anew from one of its members: the majority is lost.
+    RecoverKernel {
+        /// Which kernel.
+        kernel: KernelId,
+        /// The version of its entry that this was decided on.
+        version: u64,
+        /// The survivor.
+        from: ReplicaId,
+        /// What happened, for people.
+        cause: String,
+    },
+    /// The group that was made anew has all that the survivor had.
+    MemberRecovered {
+        /// Of which kernel.
+        kernel: KernelId,
+        /// Its first member.
         replica: ReplicaId,
     },
 }
@@ -176,9 +197,31 @@ pub enum Refusal {
         /// The id.
         kernel: KernelId,
     },
+    /// The kernel is of another owner.
+    #[error(
+        "kernel {kernel} belongs to another owner: its state cannot be taken into a kernel of \
+         {owner}"
+    )]
+    OtherOwner {
+        /// The kernel.
+        kernel: KernelId,
+        /// Who asked.
+        owner: OwnerId,
+    },
     /// The kernel has no such member.
     #[error("kernel {kernel} has no member {replica}: see `callboard kernel show {kernel}`")]
     NoSuchMember {
+        /// The kernel.
+        kernel: KernelId,
+        /// The member.
+        replica: ReplicaId,
+    },
+    /// The member never had the kernel's state.
+    #[error(
+        "member {replica} of kernel {kernel} was still joining and does not have the kernel's \
+         state: recover from another one, see `callboard kernel list --output json`"
+    )]
+    NeverWhole {
         /// The kernel.
         kernel: KernelId,
         /// The member.
@@ -214,8 +257,9 @@ impl From<Refusal> for Fault {
             Refusal::OtherRequest { .. }
             | Refusal::WasStopped { .. }
             | Refusal::NameTaken { .. }
+            | Refusal::NeverWhole { .. }
             | Refusal::InFlight { .. } => FaultCode::Conflict,
-            Refusal::TooOld { .. } => FaultCode::BadRequest,
+            Refusal::TooOld { .. } | Refusal::OtherOwner { .. } => FaultCode::BadRequest,
             Refusal::TooMany { .. } => FaultCode::Exhausted,
             Refusal::NoSuchKernel { .. } | Refusal::NoSuchMember { .. } => FaultCode::NotFound,
             Refusal::Stale { .. } => FaultCode::Stale,

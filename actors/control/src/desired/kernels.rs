@@ -3,7 +3,7 @@
 use callboard_policy::repair::in_flight;
 use callboard_protocol::{
     DiskId, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelOptions, KernelSpec, ReplicaSpec, Standing},
+    control::{KernelOptions, KernelSpec, Origin, Recovery, ReplicaSpec, Standing},
 };
 
 use super::{
@@ -38,18 +38,32 @@ impl DesiredState {
         (count >= KERNELS_PER_OWNER_MAX).then(|| Refusal::TooMany { owner: owner.clone() })
     }
 
+    /// Why a kernel of `owner` may not begin with this; `None` if it may.
+    #[must_use]
+    pub fn refusal_of_origin(&self, owner: &OwnerId, origin: &Origin) -> Option<Refusal> {
+        let Origin::Kernel { kernel, .. } = origin else { return None };
+        match self.kernels.get(kernel) {
+            None => Some(Refusal::NoSuchKernel { kernel: *kernel }),
+            Some(spec) if spec.owner != *owner => {
+                Some(Refusal::OtherOwner { kernel: *kernel, owner: owner.clone() })
+            }
+            Some(_) => None,
+        }
+    }
+
     pub(super) fn start_kernel(
         &mut self,
         (kernel, owner, name): (KernelId, OwnerId, Option<String>),
         replicas: u8,
-        places: Vec<(NodeId, DiskId)>,
+        (places, origin): (Vec<(NodeId, DiskId)>, Option<Origin>),
         options: KernelOptions,
     ) -> Outcome {
         if let Some(spec) = self.kernels.get(&kernel) {
             let is_same = spec.owner == owner
                 && spec.name == name
                 && spec.replicas_wanted == replicas
-                && spec.options == options;
+                && spec.options == options
+                && spec.origin == origin;
             return if is_same {
                 Outcome::AlreadySo(spec.clone())
             } else {
@@ -71,6 +85,9 @@ impl DesiredState {
             replicas: [].into(),
             replica_next: ReplicaId(1),
             version: 1,
+            generation: 0,
+            recovery: None,
+            origin,
             options,
         };
         for (node, disk) in places {
@@ -135,6 +152,57 @@ impl DesiredState {
         if member.standing != Standing::Joiner {
             return Outcome::AlreadySo(spec.clone());
         }
+        member.standing = Standing::Member;
+        spec.version += 1;
+        Outcome::Kernel(spec.clone())
+    }
+
+    /// Gives every member up but one, which founds the group anew under a fresh id.
+    pub(super) fn recover_kernel(
+        &mut self,
+        kernel: KernelId,
+        version: u64,
+        from: ReplicaId,
+        cause: String,
+    ) -> Outcome {
+        let Some(spec) = self.kernels.get_mut(&kernel) else {
+            return Outcome::Refused(Refusal::NoSuchKernel { kernel });
+        };
+        let refusal = if spec.version != version {
+            Some(Refusal::Stale { kernel, decided_on: version, actual: spec.version })
+        } else if spec.recovery.is_some() {
+            in_flight(spec).map(|what| Refusal::InFlight { kernel, what })
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            return Outcome::Refused(refusal);
+        }
+        let Some(survivor) = spec.replicas.get(&from).cloned() else {
+            return Outcome::Refused(Refusal::NoSuchMember { kernel, replica: from });
+        };
+        if survivor.standing == Standing::Joiner {
+            return Outcome::Refused(Refusal::NeverWhole { kernel, replica: from });
+        }
+        spec.replicas.clear();
+        add_member(spec, survivor.node, survivor.disk, Standing::Founder);
+        spec.generation += 1;
+        spec.recovery = Some(Recovery { from, cause });
+        spec.version += 1;
+        Outcome::Kernel(spec.clone())
+    }
+
+    pub(super) fn member_recovered(&mut self, kernel: KernelId, replica: ReplicaId) -> Outcome {
+        let Some(spec) = self.kernels.get_mut(&kernel) else {
+            return Outcome::Refused(Refusal::NoSuchKernel { kernel });
+        };
+        let Some(member) = spec.replicas.get_mut(&replica) else {
+            return Outcome::Refused(Refusal::NoSuchMember { kernel, replica });
+        };
+        if spec.recovery.is_none() {
+            return Outcome::AlreadySo(spec.clone());
+        }
+        spec.recovery = None;
         member.standing = Standing::Member;
         spec.version += 1;
         Outcome::Kernel(spec.clone())

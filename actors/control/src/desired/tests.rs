@@ -1,6 +1,9 @@
 use std::collections::BTreeSet;
 
-use callboard_protocol::{OwnerId, control::Standing};
+use callboard_protocol::{
+    OwnerId,
+    control::{Origin, Standing},
+};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -28,6 +31,7 @@ fn start(n: u128, who: &str, name: Option<&str>) -> Command {
         owner: owner(who),
         name: name.map(str::to_owned),
         replicas: 3,
+        origin: None,
         options: Default::default(),
         places: (1..=3).map(|n| (node(n), disk(n))).collect(),
     }
@@ -173,6 +177,67 @@ fn a_member_that_was_not_asked_to_leave_stays() {
     assert_eq!(state.kernels()[&kernel(1)], before);
 }
 
+#[test]
+fn a_branch_needs_a_kernel_of_the_same_owner() {
+    let mut state = DesiredState::default();
+    state.apply(1, start(1, "ada", None));
+    let of = |n| Origin::Kernel { kernel: kernel(n), at: "@3".to_owned() };
+    assert_eq!(state.refusal_of_origin(&owner("ada"), &of(1)), None);
+    assert_eq!(state.refusal_of_origin(&owner("ada"), &Origin::Upload), None);
+    let refusal = state.refusal_of_origin(&owner("bob"), &of(1)).unwrap();
+    assert!(refusal.to_string().contains("belongs to another owner"), "{refusal}");
+    let refusal = state.refusal_of_origin(&owner("ada"), &of(2)).unwrap();
+    assert_eq!(refusal, Refusal::NoSuchKernel { kernel: kernel(2) });
+    let Command::StartKernel { owner, name, replicas, places, options, .. } = start(3, "ada", None)
+    else {
+        unreachable!()
+    };
+    let origin = Some(of(1));
+    let kernel = kernel(3);
+    let branch = Command::StartKernel { kernel, owner, name, replicas, places, options, origin };
+    assert_eq!(spec(state.apply(2, branch.clone())).origin, Some(of(1)));
+    assert!(matches!(state.apply(3, branch), Outcome::AlreadySo(_)));
+    let other = refused(state.apply(4, start(3, "ada", None)));
+    assert_eq!(other, Refusal::OtherRequest { kernel });
+}
+
+fn recover(n: u128, version: u64, from: u64) -> Command {
+    let (from, cause) = (ReplicaId(from), "lost".to_owned());
+    Command::RecoverKernel { kernel: kernel(n), version, from, cause }
+}
+
+#[test]
+fn a_recovery_gives_every_member_up_but_the_survivor_that_founds_the_group_anew() {
+    let mut state = DesiredState::default();
+    let before = spec(state.apply(1, start(1, "ada", None)));
+    assert!(matches!(refused(state.apply(2, recover(1, 7, 2))), Refusal::Stale { .. }));
+    assert!(matches!(refused(state.apply(2, recover(1, 1, 9))), Refusal::NoSuchMember { .. }));
+    let during = spec(state.apply(3, recover(1, 1, 2)));
+    let (id, founder) = during.replicas.iter().next().unwrap();
+    assert_eq!(
+        (during.replicas.len(), *id, founder.standing),
+        (1, ReplicaId(4), Standing::Founder)
+    );
+    assert_eq!((&founder.node, founder.disk), (&node(2), disk(2)));
+    assert_eq!((before.generation, during.generation), (0, 1));
+    assert_ne!(before.group(), during.group());
+    for old in 1..=3 {
+        assert!(state.is_member_over(kernel(1), ReplicaId(old)));
+        assert_eq!(state.is_recovered_from(kernel(1), ReplicaId(old)), old == 2);
+    }
+    assert!(matches!(refused(state.apply(4, recover(1, 2, 4))), Refusal::InFlight { .. }));
+    assert!(matches!(
+        refused(state.apply(4, change(1, 2, Some(5), None))),
+        Refusal::InFlight { .. }
+    ));
+    let done = Command::MemberRecovered { kernel: kernel(1), replica: ReplicaId(4) };
+    let after = spec(state.apply(5, done.clone()));
+    assert_eq!((after.recovery.clone(), after.replicas[id].standing), (None, Standing::Member));
+    assert_eq!(state.apply(6, done), Outcome::AlreadySo(after.clone()));
+    assert!(!state.is_recovered_from(kernel(1), ReplicaId(2)));
+    spec(state.apply(7, change(1, after.version, Some(5), None)));
+}
+
 fn founded() -> DesiredState {
     let mut state = DesiredState::default();
     let members = (1..=3).map(|n| (ReplicaId(n), (node(n), disk(n)))).collect();
@@ -224,6 +289,11 @@ fn any_command() -> impl Strategy<Value = Command> {
             .prop_map(|(n, version, join, leave)| change(n, version, join, leave)),
         (small(), 1_u64..7)
             .prop_map(|(n, r)| Command::MemberJoined { kernel: kernel(n), replica: ReplicaId(r) }),
+        (small(), 1_u64..6, 1_u64..6).prop_map(|(n, version, from)| recover(n, version, from)),
+        (small(), 1_u64..7).prop_map(|(n, r)| Command::MemberRecovered {
+            kernel: kernel(n),
+            replica: ReplicaId(r)
+        }),
         (small(), 1_u64..7)
             .prop_map(|(n, r)| Command::MemberRemoved { kernel: kernel(n), replica: ReplicaId(r) }),
         (1_u64..5, 1_u64..5, prop::option::of(1_u64..5)).prop_map(|(n, d, lost)| {

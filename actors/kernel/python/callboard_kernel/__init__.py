@@ -5,12 +5,14 @@ after every request that ran user code, walks the session, pickles the groups of
 and sends them over the state socket named by `CALLBOARD_STATE_SOCKET`. On a `restore` message it
 rebuilds a session from such groups.
 
-Modules, from the outside in: `kernel` (ipykernel hooks), `channel` (socket and framing), `tracker`
-(one capture) with `delta` (what it sends), `restore`, `graph` (which names belong together), `sharing`
-(what they share), `namespace` (which names count), `pickler` with `reducers`, `functions` and `arrays`
-(bytes), `fingerprint` (what need not be pickled again), `buffers` with `dirty` (what of large memory
-need not be read again), `watchdog` (what must not hang), `session` and `history` (state beyond variables), `refusal` and `placeholder` (what cannot
-be carried), `live` (the running session that pickles refer to).
+Modules, from the outside in: `kernel` (ipykernel hooks) with `magics` (`%callboard`), `channel` (socket
+and framing), `tracker` (one capture) with `delta` (what it sends), `restore`, `graph` and `bundles`
+(which names travel together), `sharing` (what they share), `namespace` (which names count), `pickler`
+with `reducers`, `functions` and `arrays` (bytes), `fingerprint` (what need not be pickled again),
+`buffers` with `dirty` (what of large memory need not be read again), `watchdog` (what must not hang),
+`background` (what runs beside the cells), `session` and `history` (state beyond variables), `refusal` and `placeholder` (what cannot be carried),
+`live` (the running session that pickles refer to). Beside them
+`zygote`, which forks kernels, and `preload`, the libraries it has ready.
 """
 
 PROTOCOL_VERSION = 2

@@ -13,8 +13,8 @@ from .buffers import Content
 from .digests import DIGEST_BYTES
 from .pickler import Pickled
 
-# Parts shorter than this are sent whole when they changed.
-PATCHED_BYTES_MIN = 1 << 20
+# Parts up to this size are sent whole when they changed: the node keeps them as one chunk.
+WHOLE_BYTES_MAX = 1 << 20
 
 
 @dataclass
@@ -68,7 +68,7 @@ def _changed(before: Content, now: Content) -> list[int] | None:
     """The chunks in which a part differs; none at all, or None if it is better sent whole."""
     if before == now:
         return []
-    if before.length != now.length or before.chunk != now.chunk or now.length < PATCHED_BYTES_MIN or not now.chunk:
+    if before.length != now.length or before.chunk != now.chunk or now.length <= WHOLE_BYTES_MAX or not now.chunk:
         return None
     old, new = before.digests, now.digests
     size = DIGEST_BYTES

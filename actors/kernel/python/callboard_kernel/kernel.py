@@ -25,13 +25,17 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.utils import _async_in_context
 
 from . import PROTOCOL_VERSION, live
+from .background import Background
 from .channel import Channel
 from .delta import Delta, Group
+from .magics import Magics
 from .refusal import CaptureInterrupted
 from .restore import HeldGroup, Restore
 from .tracker import SAVING_NOTICE_S, Tracker
 
 SOCKET_VARIABLE = "CALLBOARD_STATE_SOCKET"
+# After so long without a cell, the tracker gives back what it keeps for speed.
+REST_AFTER_S = 30.0
 _REQUESTS_WITH_USER_CODE = ("execute_request", "comm_open", "comm_msg", "comm_close")
 
 
@@ -43,7 +47,9 @@ class CallboardKernel(IPythonKernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.tracker: Tracker | None = None
+        self.background: Background | None = None
         self.channel: Channel | None = None
+        self._resting: Any = None
         for request in _REQUESTS_WITH_USER_CODE:
             self.shell_handlers[request] = self._captured_after(self.shell_handlers[request])
 
@@ -58,7 +64,9 @@ class CallboardKernel(IPythonKernel):
         serve = functools.partial(self._in_cell_context, self.shell_main, None)
         self.shell_stream.on_recv(serve, copy=False)
         live.attach(self.shell.user_ns, self.shell, self)
-        self.tracker = Tracker()
+        self.tracker, self.background = Tracker(), Background()
+        self.magics = Magics(self.tracker)
+        self.magics.register(self.shell)
         path = os.environ.get(SOCKET_VARIABLE)
         if path:
             self.channel = Channel.connect(path)
@@ -94,18 +102,26 @@ class CallboardKernel(IPythonKernel):
             tracker.on_slow = lambda: channel.send({"type": "saving", "msg_id": msg_id})
             known = tracker.groups
             delta = self._safe_capture(tracker)
+            if self.background is not None:
+                delta.refused.extend(self.background.refused())
             try:
                 self._send_captured(msg_id, delta)
             except ValueError as error:
                 delta = self._lost_capture(tracker, known, str(error))
                 self._send_captured(msg_id, delta)
             tracker.sent(delta)
+            self._rest_later(tracker)
             for notice in delta.notices:
                 print(notice, file=sys.stderr)
         except OSError:
             os._exit(1)
         finally:
             signal.signal(signal.SIGINT, previous)
+
+    def _rest_later(self, tracker: Tracker) -> None:
+        if self._resting is not None:
+            self.io_loop.remove_timeout(self._resting)
+        self._resting = self.io_loop.call_later(REST_AFTER_S, tracker.rest)
 
     def _send_captured(self, msg_id: str, delta: Delta) -> None:
         self.channel.send(

@@ -11,6 +11,7 @@ import functools
 import io
 import pickle
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -21,10 +22,16 @@ from .buffers import WATCHED_BYTES_MIN, address_of
 from .digests import DIGEST_BYTES, hasher
 from .placeholder import missing_class
 from .refusal import BudgetExceeded, Refused
-from .sharing import NotThere, Reach
+from .sharing import Reach
 
 # Buffers below this many bytes stay inside the pickle: a message part costs more than the copy.
 OUT_OF_BAND_BYTES_MIN = 4096
+
+
+# Opcode and version; opcode and length of a frame; opcode and length of a large string at most.
+_PROTOCOL_BYTES, _FRAME_BYTES, _HEADER_BYTES_MAX = 2, 9, 9
+# Without frames the reader asks for each value by itself; it looks ahead if its file can.
+_LOOK_AHEAD_BYTES = 256 << 10
 
 
 @dataclass
@@ -40,6 +47,8 @@ class Pass:
     bytes_used: int = 0
     # The large buffers among them: those of an array and of its views are the same.
     buffers: set[tuple[int, int]] = field(default_factory=set)
+    # What stands for the storages of tensors.
+    holders: dict[Any, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises BudgetExceeded if the time is up."""
@@ -76,7 +85,7 @@ class Sink:
 
     def __init__(self, context: Pass) -> None:
         self.context = context
-        self.frames: list[bytes] = [live.PREAMBLE]
+        self.frames: list[bytes | memoryview] = [live.PREAMBLE]
         self.length = len(live.PREAMBLE)
         self.buffers: list[memoryview] = []
         self.buffer_bytes = 0
@@ -84,6 +93,8 @@ class Sink:
         # While the pickler's memo is asked, where the answers go.
         self.answers: list[bytes] | None = None
         self._hasher = hasher(live.PREAMBLE)
+        # The end of what was written last.
+        self._end = b""
 
     def write(self, data: Any) -> None:
         if self.answers is not None:
@@ -92,11 +103,21 @@ class Sink:
         if type(data) is not bytes:
             # A large bytearray is handed over as it is, and may change before it is sent.
             data = bytes(data)
-        self.frames.append(data)
-        self.length += len(data)
-        self._hasher.update(data)
+        frame = data if self._is_payload(data) else _unframed(data)
+        self._end = data[-_HEADER_BYTES_MAX:]
+        self.frames.append(frame)
+        self.length += len(frame)
+        self._hasher.update(frame)
         self.context.check()
         self.context.check_size(self.length + self.buffer_bytes)
+
+    def _is_payload(self, data: bytes) -> bool:
+        """Whether this is a large string of the user's, written as it is behind a header with its length.
+
+        Perhaps also when it is not: then its frame stays in the pickle.
+        """
+        end, length = self._end, len(data)
+        return end[-4:] == length.to_bytes(8, "little")[:4] or end[-8:] == length.to_bytes(8, "little")
 
     def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         """Keeps a large buffer beside the pickle; true leaves a small one inside."""
@@ -122,6 +143,19 @@ class Sink:
         return bytes(self._hasher.digest()[:DIGEST_BYTES])
 
 
+def _unframed(data: bytes) -> bytes | memoryview:
+    """What the pickler wrote, without the frame around it.
+
+    A frame has about 64 KiB, so one insertion would move the edges of all that follow, and leave no
+    chunk of the stream as it was. Readers need no frames.
+    """
+    start = _PROTOCOL_BYTES if data[:1] == pickle.PROTO else 0
+    if data[start : start + 1] != pickle.FRAME:
+        return data
+    content = memoryview(data)[start + _FRAME_BYTES :]
+    return data[:start] + bytes(content) if start else content
+
+
 @dataclass
 class Pickled:
     """The bytes of some names and what they reached."""
@@ -136,7 +170,7 @@ class Pickled:
         self.digest = self.sink.digest()
 
     @property
-    def frames(self) -> list[bytes]:
+    def frames(self) -> list[bytes | memoryview]:
         return self.sink.frames
 
     @property
@@ -154,6 +188,10 @@ class Pickled:
         return b"".join(self.sink.frames)
 
 
+class _NotThere(Exception):
+    """The object that a pickler was asked for is not in its memo."""
+
+
 class StatePickler(cloudpickle.Pickler):
     """cloudpickle, tied to the live session; refuses handles."""
 
@@ -162,16 +200,63 @@ class StatePickler(cloudpickle.Pickler):
         # Not a method: a cycle through the pickler would keep the user's objects until the next
         # garbage collection.
         super().__init__(sink, protocol=5, buffer_callback=functools.partial(Sink.take_buffer, sink))
+        self.memo = live.seed_memo()
+        self._begin(context, own)
+
+    def _begin(self, context: Pass, own: set[int]) -> None:
         self.context = context
         self.own = own
         self.classes: set[str] = set()
         self.by_value: set[int] = set()
-        self.memo = live.seed_memo()
-        self.is_asked = False
+        # cloudpickle's own notes, by ids of objects that may be gone.
+        self.globals_ref: dict[int, Any] = {}
+
+    def rest(self) -> None:
+        """Lets go of every object, but not of the memory of the memo."""
+        self.clear_memo()
+        self._begin(Pass(), set())
+        self.sink.__init__(self.context)  # type: ignore[misc]
+
+    def renew(self, context: Pass, own: set[int]) -> bool:
+        """Makes a released pickler ready again, in the memory that its memo has already.
+
+        False if it cannot be: then its memo lacks the seeds.
+        """
+        self._begin(context, own)
+        seeds = [seed() for seed in live.SEEDS]
+        if any(type(seed) not in (dict, list) for seed in seeds) or len(set(map(id, seeds))) < len(seeds):
+            return False
+        for seed in seeds:
+            # It enters the memo before its contents, which are not let in.
+            self.ask(seed)
+        self.persistent_id = _nothing
+        self.sink.__init__(context)  # type: ignore[misc]
+        return True
+
+    def ask(self, obj: Any) -> bytes:
+        """The pickle of an object that the memo knows, which refers to its place; else of no use."""
+        answers: list[bytes] = []
+        self.sink.answers = answers
+        is_first = True
+
+        def refuse_contents(_obj: Any) -> None:
+            nonlocal is_first
+            if not is_first:
+                raise _NotThere
+            is_first = False
+
+        self.persistent_id = refuse_contents
+        try:
+            pickle.Pickler.dump(self, obj)
+        except _NotThere:
+            return b""
+        finally:
+            self.sink.answers = None
+        return b"".join(answers)
 
     def reducer_override(self, obj: Any) -> Any:
-        if self.is_asked:
-            raise NotThere
+        if self.sink.answers is not None:
+            raise _NotThere
         kind = type(obj)
         reducer = _reducers.get(kind)
         if reducer is None:
@@ -179,20 +264,25 @@ class StatePickler(cloudpickle.Pickler):
         return reducer(self, obj)
 
 
+# A `persistent_id` that knows no object, without running Python code. It cannot be taken away again.
+_nothing = deque(maxlen=0).append
 _reducers: dict[type, reducers.Reducer] = {}
 
 # What needs neither reducers nor a look at what it shares.
 PLAIN_TYPES = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
-def dump(values: dict[str, Any], context: Pass) -> Pickled:
-    """Pickles `values` as one dict. Raises whatever the values' own code raises."""
+def dump(values: dict[str, Any], context: Pass, spare: StatePickler | None = None) -> Pickled:
+    """Pickles `values` as one dict, with a released pickler if given one.
+
+    Raises whatever the values' own code raises; a spare is of no use then.
+    """
     if len(values) == 1 and type(next(iter(values.values()))) in PLAIN_TYPES:
         sink = Sink(context)
         sink.write(pickle.dumps(values, 5))
         return Pickled(sink, set())
     own = {id(value) for value in values.values() if isinstance(value, type)}
-    pickler = StatePickler(context, own)
+    pickler = spare if spare is not None and spare.renew(context, own) else StatePickler(context, own)
     pickler.dump(values)
     return Pickled(pickler.sink, pickler.classes, Reach(pickler, id(values)))
 
@@ -213,5 +303,6 @@ class StateUnpickler(pickle.Unpickler):
 
 def load(stream: Any, buffers: list[Any]) -> dict[str, Any]:
     """The names of one group. Runs the values' own code, which may raise anything."""
-    names = StateUnpickler(io.BytesIO(stream), buffers=buffers).load()
+    file = io.BufferedReader(io.BytesIO(stream), _LOOK_AHEAD_BYTES)
+    names = StateUnpickler(file, buffers=buffers).load()
     return dict(names)

@@ -37,6 +37,8 @@ class Preloaded:
         self._needs: dict[str, set[str]] = {}
         self._environment = {name: os.environ.get(name) for name in THREAD_VARIABLES}
         self._rc_file: str | None = None
+        # What importing a package set in the environment.
+        self._sets: dict[str, dict[str, str]] = {}
         self._before = set(sys.modules)
 
     def load(self, name: str) -> str | None:
@@ -50,8 +52,12 @@ class Preloaded:
         except BaseException as error:  # a library may raise anything, or try to exit
             return f"{type(error).__name__}: {error}"
         finally:
+            now = dict(os.environ)
             os.environ.clear()
             os.environ.update(former)
+        ours = {**former, **changed}
+        sets = {key: value for key, value in now.items() if ours.get(key) != value}
+        self._sets.setdefault(_package(name), {}).update(sets)
         return None
 
     def hide(self) -> None:
@@ -102,6 +108,9 @@ class Preloaded:
         self.hidden -= shown
         for name in shown:
             sys.modules[name] = self.modules[name]
+        for package in packages:
+            for key, value in self._sets.pop(package, {}).items():
+                os.environ.setdefault(key, value)
         if not self.hidden and self in sys.meta_path:
             sys.meta_path.remove(self)
         if "numpy" in shown:

@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 import cloudpickle
 
-from . import arrays, classes, functions, live, quirks
+from . import arrays, classes, functions, live, quirks, tensors
 from .refusal import Refused
 from .sharing import VALUE_TYPES
 
@@ -96,6 +96,10 @@ def _kernel(_pickler: Any, kernel: Any) -> Any:
     return (live.get_kernel, ()) if kernel is live.LIVE.kernel else NotImplemented
 
 
+def _tensor(pickler: Any, tensor: Any) -> Any:
+    return tensors.reduce_tensor(tensor, pickler.context.holders, pickler.context.check_size)
+
+
 def _by(reduce: Callable[[Any], Any]) -> Reducer:
     """A reducer that needs no pickler."""
     return lambda _pickler, obj: reduce(obj)
@@ -109,6 +113,9 @@ _EXACT: dict[str, Reducer] = {
     "builtins.cell": _by(functions.reduce_cell),
     "functools._lru_cache_wrapper": _by(functions.reduce_lru_cache),
     "numpy.ndarray": _array,
+    "torch.Tensor": _tensor,
+    "torch.nn.parameter.Parameter": _tensor,
+    "callboard_kernel.tensors.Holder": _by(tensors.reduce_holder),
     "_struct.Struct": _by(quirks.reduce_struct),
     "_io.BytesIO": _by(quirks.reduce_buffer),
     "_io.StringIO": _by(quirks.reduce_buffer),

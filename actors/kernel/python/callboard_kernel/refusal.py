@@ -15,6 +15,9 @@ class BudgetExceeded(BaseException):
     """Capture ran out of its time budget. Not an Exception, which the user's code may swallow."""
 
 
+EXCLUDED = "excluded by you"
+
+
 class Excluded(Exception):
     """The user asked that a name be left out."""
 
@@ -61,7 +64,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, CaptureInterrupted):
         return "saving it was interrupted"
     if isinstance(error, Excluded):
-        return "excluded by you"
+        return EXCLUDED
     if is_change_meanwhile(error):
         return "it changed while it was being saved, twice: another thread writes to it"
     text = str(error)
@@ -91,6 +94,8 @@ def type_name(value: Any) -> str:
 
 def notice(name: str, kind: str, reason: str) -> str:
     """The line that the user sees once for each (name, type)."""
+    if reason == EXCLUDED:
+        return f"callboard: {name!r} ({kind}) is left out of what is carried: {reason}"
     return (
         f"callboard: {name!r} ({kind}) cannot be carried to another machine: {reason}; "
         "it stays usable here until this machine is lost"

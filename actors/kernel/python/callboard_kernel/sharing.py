@@ -46,23 +46,6 @@ def joins(kind: type) -> bool:
     return known
 
 
-class NotThere(Exception):
-    """The object asked for is not in the memo."""
-
-
-def _refuse_contents() -> Any:
-    """A `persistent_id` that lets the first object through and raises on what it contains."""
-    asked = False
-
-    def persistent_id(_obj: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise NotThere
-        asked = True
-
-    return persistent_id
-
-
 class Reach:
     """The memo of a pickler that has done its work. Holds it, and with it the objects, alive."""
 
@@ -84,23 +67,16 @@ class Reach:
     def among(self, objects: dict[int, Any]) -> dict[int, int]:
         """Those of `objects` (by id) that count here, each with its place. The pickler is done then."""
         found = {}
-        pickler = self._pickler
-        pickler.sink.answers = answers = []
-        pickler.is_asked = True
-        try:
-            for key, obj in objects.items():
-                answers.clear()
-                pickler.persistent_id = _refuse_contents()
-                try:
-                    pickle.Pickler.dump(pickler, obj)
-                except NotThere:
-                    continue
-                place = _place(b"".join(answers))
-                if place is not None and self._counts(key, place, obj):
-                    found[key] = place
-        finally:
-            pickler.sink.answers = None
+        for key, obj in objects.items():
+            place = _place(self._pickler.ask(obj))
+            if place is not None and self._counts(key, place, obj):
+                found[key] = place
         return found
+
+    def release(self) -> Any:
+        """The pickler, with room in its memo for as many objects, and none of them in it."""
+        self._pickler.rest()
+        return self._pickler
 
     def _counts(self, key: int, place: int, obj: Any) -> bool:
         kind = type(obj)
@@ -112,6 +88,8 @@ class Reach:
 def _place(answer: bytes) -> int | None:
     """The place that a pickle refers to, if it is nothing but a reference."""
     start = _PROTOCOL_BYTES
+    if len(answer) <= start:
+        return None
     if answer[start] == _FRAME:
         start += _FRAME_BYTES
     if answer[start] == _GET:

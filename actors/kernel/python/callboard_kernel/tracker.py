@@ -13,7 +13,7 @@ import types
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import graph, history, live, pickler, refusal
+from . import bundles, graph, history, live, pickler, refusal
 from .buffers import Buffers, Content
 from .delta import Delta, Group
 from .digests import DIGEST_BYTES, digest
@@ -76,6 +76,9 @@ class Tracker:
         # The last capture's time, for `bench state`.
         self.elapsed_ms = 0.0
         self._told: set[tuple[str, str]] = set()
+        # The name whose pickle was the largest, and a pickler with a memo of that size: to grow one
+        # costs as much as the pickling.
+        self._spare: tuple[str, pickler.StatePickler] | None = None
 
     def capture(self) -> Delta:
         """Compares the session with what the node holds, and takes the result for what it holds."""
@@ -89,6 +92,7 @@ class Tracker:
         collects = gc.isenabled()
         gc.disable()
         self.buffers.begin()
+        self.session.warned.is_quiet = True
         try:
             with watchdog(self.budget_s, lambda: self.in_dump):
                 self._variables(context, current, delta)
@@ -96,6 +100,7 @@ class Tracker:
             if collects:
                 gc.enable()
             self.buffers.end()
+            self.session.warned.is_quiet = False
             self._plain("session", self._session_values(delta), current, delta)
             self._plain("history", history.capture(), current, delta)
             delta.removed = [key for key in self.groups if key not in current]
@@ -130,6 +135,10 @@ class Tracker:
                     part.digests, group.signature = bytes(torn), None
             group.sent = []
 
+    def rest(self) -> None:
+        """Gives back memory that only makes the next capture quicker."""
+        self._spare = None
+
     def _slow_tick(self, start: float) -> Callable[[float], None]:
         told = False
 
@@ -142,7 +151,9 @@ class Tracker:
         return tick
 
     def _variables(self, context: pickler.Pass, current: dict[str, Group], delta: Delta) -> None:
-        values = self.namespace.collect()
+        values, too_many = bundles.within_limit(self.namespace.collect())
+        if too_many is not None:
+            self._report(("*", "names", too_many), delta)
         context.anchors = _class_anchors(values)
         entries: dict[str, Entry] = {}
         excluded = self.namespace.excluded
@@ -151,10 +162,13 @@ class Tracker:
         for names in _bound_together({name: values[name] for name in values if name not in excluded}):
             self._look_at(names, values, entries, context)
         self._drop_refused_anchors(values, entries, context)
-        _ask_picklers(entries)
+        largest = _ask_picklers(entries)
         reached = {name: entry.reached or {} for name, entry in entries.items()}
-        for members in graph.partition(reached, {name: entry.classes for name, entry in entries.items()}):
-            self._group(members, values, entries, context, current, delta)
+        groups = graph.partition(reached, {name: entry.classes for name, entry in entries.items()})
+        for key, members in bundles.bundle(groups, values):
+            self._group(key, members, values, entries, context, current, delta)
+        if largest is not None and largest.pickled is not None and largest.pickled.reach is not None:
+            self._spare = (largest.names[0], largest.pickled.reach.release())
         for entry in entries.values():
             entry.pickled, entry.contents = None, []
             if entry.refused is not None:
@@ -182,7 +196,7 @@ class Tracker:
         context: pickler.Pass,
     ) -> None:
         try:
-            pickled = self._dump({name: values[name] for name in names}, context)
+            pickled = self._dump({name: values[name] for name in names}, context, self._take_spare(names[0]))
             contents = [self.buffers.content(view, context.check) for view in pickled.buffers]
         except _FAULTS as error:
             for name in names:
@@ -203,22 +217,34 @@ class Tracker:
             names, print_now, _digest_of(pickled, contents), reached, pickled.classes, pickled, contents
         )
 
-    def _dump(self, values: dict[str, Any], context: pickler.Pass) -> pickler.Pickled:
+    def _take_spare(self, name: str) -> pickler.StatePickler | None:
+        if self._spare is None or self._spare[0] != name:
+            return None
+        spare, self._spare = self._spare[1], None
+        return spare
+
+    def _dump(
+        self, values: dict[str, Any], context: pickler.Pass, spare: pickler.StatePickler | None = None
+    ) -> pickler.Pickled:
         """Pickles; once more if another thread changed a container meanwhile."""
         for is_last in (False, True):
             context.check()
             self.in_dump = True
             try:
-                return pickler.dump(values, context)
+                return pickler.dump(values, context, spare)
             except RuntimeError as error:
                 if is_last or not refusal.is_change_meanwhile(error):
                     raise
+                spare = None
             finally:
                 self.in_dump = False
         raise AssertionError("unreachable")
 
     def _refused_entry(self, name: str, value: Any, error: BaseException) -> Entry:
         kind, reason = refusal.type_name(value), refusal.describe(error)
+        if isinstance(value, Unavailable):
+            # Excluded on another machine, and still.
+            kind = value._cb_type
         stand_in = Unavailable(name, kind, reason)
         pickled = pickler.dump({name: stand_in}, pickler.Pass())
         return Entry([name], None, _digest_of(pickled, []), {}, set(), pickled, [], (name, kind, reason))
@@ -238,6 +264,7 @@ class Tracker:
 
     def _group(
         self,
+        key: str,
         members: list[str],
         values: dict[str, Any],
         entries: dict[str, Entry],
@@ -245,7 +272,6 @@ class Tracker:
         current: dict[str, Group],
         delta: Delta,
     ) -> None:
-        key = f"variables:{members[0]}"
         first = entries[members[0]]
         names = sorted(name for member in members for name in entries[member].names)
         signature: Any = first.digest
@@ -262,6 +288,7 @@ class Tracker:
             contents = first.contents
             if pickled is None:
                 alone = pickler.Pass(context.anchors, context.deadline, context.tick, context.bytes_max)
+                alone.holders = context.holders
                 pickled = self._dump({name: values[name] for name in names}, alone)
                 contents = [self.buffers.content(view, context.check) for view in pickled.buffers]
         except _FAULTS as error:
@@ -324,20 +351,28 @@ def _bound_together(values: dict[str, Any]) -> list[list[str]]:
     return [sorted(names) for names in names_of.values()]
 
 
-def _ask_picklers(entries: dict[str, Entry]) -> None:
+def _ask_picklers(entries: dict[str, Entry]) -> Entry | None:
     """Finds out what was reached where the memo was too large to be copied at once.
 
-    The largest is only asked for what the others reached, since nothing else can be shared.
+    The largest is only asked for what the others reached, since nothing else can be shared; it is
+    returned.
     """
-    large = [entry for entry in entries.values() if entry.reached is None and entry.pickled is not None]
-    large.sort(key=lambda entry: entry.pickled.length if entry.pickled else 0)
-    for entry in large[:-1]:
-        if entry.pickled is not None and entry.pickled.reach is not None:
-            entry.reached = entry.pickled.reach.everything()
-    for entry in large[-1:]:
-        if entry.pickled is not None and entry.pickled.reach is not None:
-            others = [other.objects() for other in entries.values() if other is not entry]
-            entry.reached = entry.pickled.reach.among({key: obj for found in others for key, obj in found.items()})
+    large = [
+        (entry.pickled.length, name, entry.pickled.reach)
+        for name, entry in entries.items()
+        if entry.reached is None and entry.pickled is not None and entry.pickled.reach is not None
+    ]
+    if not large:
+        return None
+    *rest, (_, last, reach) = sorted(large, key=lambda one: one[:2])
+    for _, name, other in rest:
+        entries[name].reached = other.everything()
+    objects: dict[int, Any] = {}
+    for name, entry in entries.items():
+        if name != last:
+            objects.update(entry.objects())
+    entries[last].reached = reach.among(objects)
+    return entries[last]
 
 
 def _digest_of(pickled: pickler.Pickled, contents: list[Content]) -> bytes:

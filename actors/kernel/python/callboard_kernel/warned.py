@@ -8,6 +8,7 @@ are looked at only after a warning was shown.
 from __future__ import annotations
 
 import sys
+import types
 import warnings
 from typing import Any
 
@@ -26,16 +27,22 @@ class Warned:
         self._notes: dict[str, list[Any]] = {}
         self._version: Any = None
         self._is_stale = True
-        self._show = warnings._showwarnmsg
-        warnings._showwarnmsg = self._on_shown
+        # Whether a capture runs, whose warnings are not the cell's.
+        self.is_quiet = False
+        # Not documented: without it, nothing is noted.
+        self._show = getattr(warnings, "_showwarnmsg", None)
+        if self._show is not None:
+            warnings._showwarnmsg = self._on_shown
 
     def _on_shown(self, message: Any) -> None:
-        if message.category is not _Probe:
+        if message.category is not _Probe and not self.is_quiet:
             self._is_stale = True
             self._show(message)
 
     def state(self) -> dict[str, list[Any]] | None:
         """The notes in force: module -> [(text, class, line)]; None if there are none."""
+        if self._show is None:
+            return None
         version = self._version_now()
         if self._is_stale or version != self._version:
             self._notes = _notes(version)
@@ -70,7 +77,10 @@ class Warned:
 def _notes(version: Any) -> dict[str, list[Any]]:
     found = {}
     for name, module in list(sys.modules.items()):
-        registry = getattr(module, "__dict__", {}).get(_REGISTRY) if name != "__main__" else None
+        if name == "__main__" or not isinstance(module, types.ModuleType):
+            continue
+        # Not by `module.__dict__`, which loads a module that is lazy.
+        registry = object.__getattribute__(module, "__dict__").get(_REGISTRY)
         if isinstance(registry, dict) and registry.get(_VERSION) == version:
             notes = [key for key in registry if _is_note(key)]
             if notes:

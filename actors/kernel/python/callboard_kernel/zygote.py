@@ -33,12 +33,13 @@ _IMPORTED_WHEN_A_KERNEL_STARTS = (
     "tornado.platform.asyncio", "tornado.queues", "unicodedata",
 )
 REQUEST_BYTES_MAX = 1 << 20
+# Closed in a child where the system names no limit of open files.
+DESCRIPTORS_MAX = 1 << 20
 # A child waits this long for the process between it and the zygote to end.
 ADOPTED_WITHIN_S = 10.0
 
 
 def main() -> None:
-    environment = dict(os.environ)
     # `-m` put the start directory first; kernels do not have it, and nothing may shadow a library.
     if sys.path and sys.path[0] in ("", os.getcwd()):
         del sys.path[0]
@@ -47,6 +48,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
     preloaded, loaded = _preload(libraries.split(), skipped)
+    # With what importing ipykernel sets in any kernel; what libraries set is set when they are shown.
+    environment = dict(os.environ)
     preloaded.hide()
     gc.collect()
     gc.freeze()
@@ -158,7 +161,8 @@ def _become_kernel(request: dict[str, Any], environment: dict[str, str]) -> None
     os.dup2(nothing, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    limit = os.sysconf("SC_OPEN_MAX")
+    os.closerange(3, limit if limit > 0 else DESCRIPTORS_MAX)
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)

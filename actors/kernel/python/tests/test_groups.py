@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 
@@ -266,3 +267,149 @@ def test_fingerprints_are_only_of_immutable_things(session):
     run(session, "def f(): pass\ndef g(a=[]): pass\nclass A: x = 1\nclass B: x = []")
     assert fingerprint(session["f"]) and fingerprint(session["A"])
     assert fingerprint(session["g"]) is None and fingerprint(session["B"]) is None
+
+
+def sent_bytes(delta, key):
+    position = 0
+    for entry in delta.upsert:
+        parts = delta.buffers[position : position + entry["parts"]]
+        position += entry["parts"]
+        if entry["group"] == key:
+            return sum(len(piece) for pieces in parts for piece in pieces)
+    return 0
+
+
+def test_a_small_change_in_large_memory_sends_its_chunk_only(session, tracker):
+    run(session, "import numpy as np\nm = {'a': np.zeros(2_000_000), 'b': np.ones(500_000)}; m['v'] = m['a'][7:]")
+    kept = held(tracker.capture())
+    run(session, "m['v'][1000] = 5; m['b'][3] = 2")
+    delta = tracker.capture()
+    assert sent_bytes(delta, "variables:m") <= 2 * (256 << 10)
+    held(delta, kept)
+    run(session, "m['a'] += 1")
+    delta = tracker.capture()
+    assert 16_000_000 <= sent_bytes(delta, "variables:m") < 17_000_000
+    held(delta, kept)
+    wanted = {key: array.copy() for key, array in session["m"].items()}
+    assert move(session, tracker, kept) == []
+    assert all(np.array_equal(session["m"][key], wanted[key]) for key in wanted)
+    assert session["m"]["v"].base is session["m"]["a"]
+
+
+@pytest.mark.parametrize(("extra", "is_patched"), [(0, False), (1, True)])
+def test_what_the_node_keeps_as_one_chunk_is_sent_whole(session, tracker, extra, is_patched):
+    session["a"] = np.zeros((1 << 20) + extra, "u1")
+    tracker.capture()
+    session["a"][9] = 1
+    delta = tracker.capture()
+    entry = next(entry for entry in delta.upsert if entry["group"] == "variables:a")
+    assert (1 in [patch["part"] for patch in entry["patches"]]) == is_patched
+
+
+def test_after_a_restore_a_group_is_sent_whole_once(session, tracker):
+    run(session, "import numpy as np\na = np.zeros(1_000_000)")
+    kept = held(tracker.capture())
+    move(session, tracker, kept)
+    run(session, "a[5] = 1")
+    delta = tracker.capture()
+    assert "patches" not in next(entry for entry in delta.upsert if entry["group"] == "variables:a")
+    held(delta, kept)
+    run(session, "a[5] = 2")
+    delta = tracker.capture()
+    assert sent_bytes(delta, "variables:a") == 256 << 10
+    held(delta, kept)
+    move(session, tracker, kept)
+    assert session["a"][5] == 2
+
+
+def test_what_is_written_while_it_is_sent_goes_again(session, tracker):
+    run(session, "import numpy as np\na = np.zeros(1_000_000)")
+    delta = tracker.capture()
+    if tracker.buffers._pages is None:
+        pytest.skip("this kernel cannot watch pages")
+    # Between the look and the sending, and then back to what was seen.
+    session["a"][100_000] = 1
+    kept = held(delta)
+    tracker.sent(delta)
+    session["a"][100_000] = 0
+    held(tracker.capture(), kept)
+    move(session, tracker, kept)
+    assert session["a"][100_000] == 0
+
+
+# Longer than what a memo is copied for: the pickler is asked instead.
+LARGE = "[{'id': i, 'name': f'name{i}'} for i in range(30_000)]"
+
+
+@pytest.mark.parametrize(
+    ("other", "is_shared"),
+    [
+        ("big[700]", True), ("{'deep': [big[29_999]]}", True), ("big", True), ("[[], {}, set(), bytearray()]", False),
+        ("dict(big[700])", False), ("big[700]['name']", False), ("[big[700]['name'], {}]", False), ("(1, big[5])", True),
+    ],
+)  # fmt: skip
+def test_sharing_with_a_large_value_is_found_by_asking(session, tracker, other, is_shared):
+    for _ in range(2):
+        run(session, f"big = {LARGE}; other = {other}; lone = [1]")
+        # The second capture works in the memo of the first one's pickler.
+        tracker.capture()
+        names = [group.names for group in tracker.groups.values()]
+        assert (["big", "other"] in names) == is_shared and ["lone"] in names, names
+    # Equal values as new objects: nothing to send.
+    assert tracker.capture().upsert == []
+
+
+def test_two_large_values_that_share_one_object_are_one_group(session, tracker):
+    run(session, f"big = {LARGE}; also = {LARGE}; also[17] = big[12_345]")
+    assert ["also", "big"] in groups_of(tracker.capture()).values()
+    run(session, "also[17] = dict(big[12_345])")
+    assert sorted(groups_of(tracker.capture()).values()) == [["also"], ["big"]]
+
+
+def test_a_pickler_that_is_used_again_writes_the_same_bytes(session, tracker):
+    run(session, f"class C: pass\nbig = {LARGE}; big.append(C()); big.append(globals()); big.append(C)")
+    context = pickler.Pass(tracker_anchors(session))
+    first = pickler.dump({"big": session["big"]}, context)
+    spare = first.reach.release()
+    again = pickler.dump({"big": session["big"]}, context, spare)
+    fresh = pickler.dump({"big": session["big"]}, context)
+    assert again.stream == fresh.stream and again.digest == fresh.digest == first.digest
+    assert again.reach.everything() == fresh.reach.everything()
+    assert again.classes == {"C"}
+
+
+def tracker_anchors(session):
+    return {id(session["C"]): "C"}
+
+
+def test_memory_kept_for_speed_holds_no_objects_and_is_given_back(session, tracker):
+    import weakref
+
+    run(session, f"class C: pass\nbig = {LARGE}; big.append(C())")
+    tracker.capture()
+    gone = weakref.ref(session["big"][-1])
+    del session["big"]
+    tracker.capture()
+    assert gone() is None
+    tracker.rest()
+    assert tracker._spare is None
+
+
+def test_an_insertion_leaves_the_rest_of_a_stream_as_it_was(session, tracker):
+    session["a"] = [f"string number {i}" for i in range(100_000)]
+    before = pickler.dump({"a": session["a"]}, pickler.Pass()).stream
+    session["a"][50] = "x" * 1024
+    after = pickler.dump({"a": session["a"]}, pickler.Pass()).stream
+    assert len(after) > 1_000_000 and before[-1_000_000:] == after[-1_000_000:]
+
+
+def test_large_strings_that_look_like_frames_stay_as_they_are(session, tracker):
+    rng = random.Random(SEED)
+    for size in (65_535, 65_536, 70_000, 300_000):
+        frame = pickle.FRAME + (size - 9).to_bytes(8, "little") + rng.randbytes(size - 9)
+        odd = pickle.PROTO + b"\x05" + frame[2:]
+        nested = pickle.dumps(list(range(100_000)), 5)
+        value = [frame, odd, nested, bytearray(frame), "\x95" * size, [frame, 1], bytes(size), {"k": frame[:-1]}]
+        session["value"] = value
+        pickled = pickler.dump({"value": value}, pickler.Pass())
+        assert pickler.load(pickled.stream, pickled.buffers)["value"] == value, f"seed {SEED}, size {size}"

@@ -66,6 +66,16 @@ def test_a_refusal_is_told_once_and_stays_usable(kernel):
     kernel.run("del gen")
 
 
+def test_what_a_capture_warns_of_is_not_shown_in_the_cell(kernel):
+    reply = kernel.run(
+        "import numpy as np, warnings\nwide, _ = np.broadcast_arrays(np.zeros(3), np.zeros((2, 3)))\n"
+        "class Loud:\n    def __reduce__(self):\n        warnings.warn('loud'); return int, ()\nloud = Loud()"
+    )
+    assert reply["stderr"] == "" and reply["captured"]["refused"] == []
+    assert "own" in kernel.run("warnings.warn('own')")["stderr"]
+    kernel.run("del wide, _, loud, Loud")
+
+
 def test_an_interrupted_cell_is_captured_with_what_it_did(kernel):
     msg_id = kernel.client.execute("done = [1]\nprint('ready', flush=True)\nimport time\ntime.sleep(60)\ndone.append(2)")
     while True:

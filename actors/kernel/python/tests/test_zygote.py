@@ -10,7 +10,7 @@ import time
 
 import pytest
 from harness import Kernel
-from zygote_harness import Forked, Zygote
+from zygote_harness import PACKAGE_PARENT, Forked, Zygote
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +86,21 @@ import os, sys, signal, threading
 changing = ("CALLBOARD_STATE_SOCKET", "IPYTHONDIR", "PYTEST_CURRENT_TEST", "_")
 environment = {k: v for k, v in os.environ.items() if k not in changing}
 print(sorted(environment.items()), sys.path, os.path.basename(sys.argv[0]), len(sys.argv), os.getcwd(),
-      signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGCHLD), sorted(t.name for t in threading.enumerate()))
+      signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGCHLD), sorted(t.name.lstrip("Thread-0123456789") for t in threading.enumerate()))
 """
     said = []
     for source in (zygote, None):
         with Kernel(zygote=source) as kernel:
             said.append(kernel.run(code)["stdout"])
     assert said[0] == said[1]
+
+
+def test_what_a_library_sets_in_the_environment_is_set_when_it_is_imported(tmp_path):
+    (tmp_path / "sets_here.py").write_text("import os; os.environ['SET_HERE'] = 'yes'")
+    environment = {"PYTHONPATH": os.pathsep.join([str(PACKAGE_PARENT), str(tmp_path)])}
+    with Zygote("sets_here", environment) as zygote, Kernel(zygote=zygote) as kernel:
+        code = "import os; before = os.environ.get('SET_HERE'); import sets_here; print(before, os.environ['SET_HERE'])"
+        assert kernel.run(code)["stdout"] == "None yes\n"
 
 
 def test_numeric_libraries_have_the_threads_they_would_have(zygote):
@@ -152,8 +160,6 @@ def test_what_cannot_be_imported_is_named_and_skipped(tmp_path):
     (tmp_path / "raises_here.py").write_text("1/0")
     (tmp_path / "exits_here.py").write_text("raise SystemExit(3)")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    from zygote_harness import PACKAGE_PARENT
-
     environment = {"PYTHONPATH": os.pathsep.join([str(PACKAGE_PARENT), path])}
     with Zygote("no_such_library raises_here exits_here numpy", environment) as zygote:
         assert zygote.ready["loaded"] == ["numpy"]
@@ -167,8 +173,6 @@ def test_a_library_that_starts_a_thread_is_not_preloaded(tmp_path):
     (tmp_path / "threads_here.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
     )
-    from zygote_harness import PACKAGE_PARENT
-
     environment = {"PYTHONPATH": os.pathsep.join([str(PACKAGE_PARENT), str(tmp_path)])}
     with Zygote("numpy threads_here", environment) as zygote, Kernel(zygote=zygote) as kernel:
         assert zygote.ready["loaded"] == ["numpy"]

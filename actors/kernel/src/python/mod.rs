@@ -7,6 +7,7 @@
 mod child;
 mod launch;
 pub mod memory;
+mod orphans;
 mod package;
 mod plain;
 mod pool;
@@ -20,7 +21,9 @@ pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;
 pub use pool::{PythonPool, Taken};
 pub use process::{LaunchError, PythonConfig, PythonProcess};
-pub use state_socket::{Captured, CapturedGroup, Hello, RestoreGroup, Restored};
+pub use state_socket::{
+    Captured, CapturedGroup, CapturedPart, Hello, PartPatch, RestoreGroup, Restored,
+};
 pub use zygote::{Zygote, ZygoteStatus};
 
 use callboard_protocol::jupyter::JupyterMessage;

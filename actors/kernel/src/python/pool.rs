@@ -22,11 +22,14 @@ use tokio::sync::{
 use super::{
     Hello, PythonConfig, PythonEvent, PythonProcess,
     memory::{available_mib, may_lower_niceness},
+    orphans::Orphans,
     zygote::Zygote,
 };
 
 /// How often the stock is looked at again without a cause.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often ended processes that kernels left behind are looked for.
+const BURY_EVERY: Duration = Duration::from_secs(20);
 /// Niceness of a process that is started for the stock, where it can be taken back later.
 const NICE_WHILE_STARTING: i32 = 10;
 
@@ -244,7 +247,12 @@ impl Started {
 /// Keeps the stock at its size until the pool is gone.
 async fn keep(pool: Weak<Inner>, zygote: Zygote, wake: Arc<Notify>) {
     let mut status = zygote.status();
+    let (mut orphans, mut buried) = (Orphans::default(), Instant::now());
     loop {
+        if buried.elapsed() >= BURY_EVERY {
+            orphans.bury();
+            buried = Instant::now();
+        }
         let (life, can_fork) = {
             let seen = status.borrow_and_update();
             (seen.life, seen.pid.is_some())

@@ -23,7 +23,7 @@ use super::{
     child::KernelChild,
     launch::{SocketDirectory, probe, spawn, write_connection},
     sockets::Sockets,
-    state_socket::{self, FromPython, Hello, RestoreGroup},
+    state_socket::{self, FromPython, Hello, PROTOCOL_VERSION, RestoreGroup},
     wire::SigningKey,
     zygote::{ForkRequest, Zygote},
 };
@@ -43,6 +43,8 @@ pub struct PythonConfig {
     pub package_dir: PathBuf,
     /// Longest time one capture of the session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
+    /// Most bytes that a session's state may have; what is over it is refused by name.
+    pub state_bytes_max: u64,
 }
 
 /// Why a Python process did not come up.
@@ -182,16 +184,26 @@ impl Running {
         let connecting = async {
             let (stream, _) = listener.accept().await.map_err(socket_error)?;
             let (reader, mut to_python) = stream.into_split();
-            state_socket::write_configure(&mut to_python, config.capture_budget_ms)
-                .await
-                .map_err(socket_error)?;
+            state_socket::write_configure(
+                &mut to_python,
+                config.capture_budget_ms,
+                config.state_bytes_max,
+            )
+            .await
+            .map_err(socket_error)?;
             let mut from_python = read_states(BufReader::new(reader));
             let (sender, mut from_kernel) = mpsc::unbounded_channel();
             let sockets = Sockets::connect(&directory.prefix(), &key, sender)
                 .await
                 .map_err(|error| LaunchError::Socket(error.to_string()))?;
             let hello = match from_python.recv().await {
-                Some(FromPython::Hello(hello)) => hello,
+                Some(FromPython::Hello(hello)) if hello.protocol == PROTOCOL_VERSION => hello,
+                Some(FromPython::Hello(hello)) => {
+                    return Err(LaunchError::Socket(format!(
+                        "its package speaks protocol {}, this node speaks {PROTOCOL_VERSION}",
+                        hello.protocol
+                    )));
+                }
                 Some(FromPython::Error { message }) => return Err(LaunchError::Socket(message)),
                 _ => return Err(LaunchError::Socket("no greeting from Python".to_owned())),
             };

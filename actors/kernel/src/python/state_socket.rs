@@ -15,8 +15,10 @@ use tokio::{
 
 /// Longest JSON header; names and refusals of a namespace of a hundred thousand names fit.
 const HEADER_LENGTH_MAX: usize = 16 << 20;
-/// Longest buffer taken from the Python side.
-const BUFFER_LENGTH_MAX: u64 = 8 << 30;
+/// Longest buffer taken from the Python side; its own limit, in the configuration, comes first.
+const BUFFER_LENGTH_MAX: u64 = 64 << 30;
+/// The protocol that this node speaks; 1 knew no patches.
+pub(super) const PROTOCOL_VERSION: u32 = 2;
 
 /// The Python process introduces itself.
 #[derive(Debug, Clone, Deserialize)]
@@ -36,6 +38,23 @@ struct CapturedHeader {
     names: Vec<String>,
     kind: String,
     parts: usize,
+    /// Which capture this is; later patches refer to it.
+    #[serde(default)]
+    version: Option<u64>,
+    /// The version that the patches are for.
+    #[serde(default)]
+    base: Option<u64>,
+    /// Parts whose buffer holds the chunks that changed, one behind the other.
+    #[serde(default)]
+    patches: Vec<PatchHeader>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct PatchHeader {
+    part: usize,
+    length: u64,
+    chunk: u32,
+    changed: Vec<u32>,
 }
 
 /// What one request changed.
@@ -57,7 +76,7 @@ impl Captured {
     /// Bytes of everything that changed.
     #[must_use]
     pub fn length(&self) -> usize {
-        self.upsert.iter().flat_map(|group| &group.parts).map(Bytes::len).sum()
+        self.upsert.iter().flat_map(|group| &group.parts).map(|part| part.bytes().len()).sum()
     }
 }
 
@@ -70,8 +89,45 @@ pub struct CapturedGroup {
     pub names: Vec<String>,
     /// What sort of state it is.
     pub kind: String,
+    /// Which capture this is; later patches refer to it.
+    pub version: Option<u64>,
+    /// The version that its patches are for.
+    pub base: Option<u64>,
     /// The pickle stream, then its out-of-band buffers.
-    pub parts: Vec<Bytes>,
+    pub parts: Vec<CapturedPart>,
+}
+
+/// A part, whole or as what changed.
+#[derive(Debug)]
+pub enum CapturedPart {
+    /// All of it.
+    Whole(Bytes),
+    /// What changed since the group's base.
+    Patch(PartPatch),
+}
+
+impl CapturedPart {
+    /// What was sent of it.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        match self {
+            Self::Whole(bytes) => bytes,
+            Self::Patch(patch) => &patch.bytes,
+        }
+    }
+}
+
+/// The chunks of a part that may have changed; the rest is as in the group's base.
+#[derive(Debug)]
+pub struct PartPatch {
+    /// Bytes of the whole part, as before.
+    pub length: u64,
+    /// Bytes of each of its chunks but the last.
+    pub chunk: u32,
+    /// Places of the chunks that may have changed; none if the part is as it was.
+    pub changed: Vec<u32>,
+    /// Their bytes, one behind the other.
+    pub bytes: Bytes,
 }
 
 /// The state that was given is in place.
@@ -91,8 +147,8 @@ pub struct RestoreGroup {
     pub names: Vec<String>,
     /// What sort of state it is.
     pub kind: String,
-    /// The pickle stream, then its out-of-band buffers.
-    pub parts: Vec<Bytes>,
+    /// The pickle stream, then its out-of-band buffers, each in pieces.
+    pub parts: Vec<Vec<Bytes>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -172,17 +228,25 @@ pub(super) async fn read(socket: &mut BufReader<OwnedReadHalf>) -> io::Result<Fr
 
 fn distribute(headers: Vec<CapturedHeader>, buffers: Vec<Bytes>) -> io::Result<Vec<CapturedGroup>> {
     let mut buffers = buffers.into_iter();
-    headers
-        .into_iter()
-        .map(|CapturedHeader { group, names, kind, parts }| {
-            let taken: Vec<Bytes> = buffers.by_ref().take(parts).collect();
-            if taken.len() == parts {
-                Ok(CapturedGroup { group, names, kind, parts: taken })
-            } else {
-                Err(invalid(format!("group {group} lacks some of its {parts} parts")))
-            }
-        })
-        .collect()
+    headers.into_iter().map(|header| captured_group(header, &mut buffers)).collect()
+}
+
+fn captured_group(
+    header: CapturedHeader,
+    buffers: &mut impl Iterator<Item = Bytes>,
+) -> io::Result<CapturedGroup> {
+    let CapturedHeader { group, names, kind, parts: count, version, base, patches } = header;
+    let mut parts: Vec<CapturedPart> = buffers.take(count).map(CapturedPart::Whole).collect();
+    if parts.len() != count {
+        return Err(invalid(format!("group {group} lacks some of its {count} parts")));
+    }
+    for PatchHeader { part, length, chunk, changed } in patches {
+        let place = parts.get_mut(part);
+        let place = place.ok_or_else(|| invalid(format!("group {group} has no part {part}")))?;
+        let bytes = place.bytes().clone();
+        *place = CapturedPart::Patch(PartPatch { length, chunk, changed, bytes });
+    }
+    Ok(CapturedGroup { group, names, kind, version, base, parts })
 }
 
 #[derive(Serialize)]
@@ -208,23 +272,27 @@ pub(super) async fn write_restore(
             parts: group.parts.len(),
         })
         .collect();
-    let buffers: Vec<&Bytes> = groups.iter().flat_map(|group| &group.parts).collect();
+    let parts = || groups.iter().flat_map(|group| &group.parts);
+    let pieces: Vec<&Bytes> = parts().flatten().collect();
+    let length = |part: &Vec<Bytes>| part.iter().map(Bytes::len).sum::<usize>();
     let json = serde_json::json!({
         "type": "restore",
         "groups": headers,
         "execution_count": execution_count,
-        "buffers": buffers.iter().map(|buffer| buffer.len()).collect::<Vec<_>>(),
+        "buffers": parts().map(length).collect::<Vec<_>>(),
     });
-    write(socket, &json, &buffers).await
+    write(socket, &json, &pieces).await
 }
 
 /// Sets the limits of a capture.
 pub(super) async fn write_configure(
     socket: &mut OwnedWriteHalf,
     capture_budget_ms: u64,
+    state_bytes_max: u64,
 ) -> io::Result<()> {
     let json = serde_json::json!({
-        "type": "configure", "capture_budget_ms": capture_budget_ms, "exclude": [], "buffers": [],
+        "type": "configure", "capture_budget_ms": capture_budget_ms,
+        "state_bytes_max": state_bytes_max, "exclude": [], "buffers": [],
     });
     write(socket, &json, &[]).await
 }
@@ -232,14 +300,14 @@ pub(super) async fn write_configure(
 async fn write(
     socket: &mut OwnedWriteHalf,
     header: &serde_json::Value,
-    buffers: &[&Bytes],
+    pieces: &[&Bytes],
 ) -> io::Result<()> {
     let json = serde_json::to_vec(header).map_err(|error| invalid(error.to_string()))?;
     let length = u32::try_from(json.len()).map_err(|error| invalid(error.to_string()))?;
     socket.write_all(&length.to_be_bytes()).await?;
     socket.write_all(&json).await?;
-    for buffer in buffers {
-        socket.write_all(buffer).await?;
+    for piece in pieces {
+        socket.write_all(piece).await?;
     }
     socket.flush().await
 }

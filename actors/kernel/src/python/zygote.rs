@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
@@ -139,7 +139,7 @@ impl Keeper {
     async fn keep(self, mut queue: mpsc::Receiver<Asked>) {
         let mut pause = PAUSE_MIN;
         loop {
-            let began = std::time::Instant::now();
+            let began = Instant::now();
             let ended = self.run(&mut queue).await;
             self.seen.send_modify(|status| {
                 status.pid = None;
@@ -220,6 +220,9 @@ impl Keeper {
                     None => return Err(io::Error::other(format!("it ended: {}", child.wait().await?))),
                 },
                 _ = looks.tick() => {
+                    if talk.is_stuck() {
+                        return Err(io::Error::other("it does not answer any more"));
+                    }
                     if modified(&self.config.program) != before || stamps(&paths) != installed {
                         return Ok(Ended::Outdated);
                     }
@@ -265,7 +268,7 @@ async fn refuse(queue: &mut mpsc::Receiver<Asked>) {
 
 struct Talk {
     to_zygote: OwnedWriteHalf,
-    waiting: HashMap<u64, oneshot::Sender<Forked>>,
+    waiting: HashMap<u64, (Instant, oneshot::Sender<Forked>)>,
     last: u64,
 }
 
@@ -275,8 +278,13 @@ impl Talk {
         let numbered = Numbered { id: self.last, parent: std::process::id(), request: &request };
         let mut line = serde_json::to_vec(&numbered)?;
         line.push(b'\n');
-        self.waiting.insert(self.last, answer);
+        self.waiting.insert(self.last, (Instant::now(), answer));
         self.to_zygote.write_all(&line).await
+    }
+
+    /// Whether a request is older than anybody waits for.
+    fn is_stuck(&self) -> bool {
+        self.waiting.values().any(|(asked, _)| asked.elapsed() > FORK_WITHIN)
     }
 
     fn heard(&mut self, line: &str) -> io::Result<()> {
@@ -284,7 +292,7 @@ impl Talk {
             Said::Forked { id, pid } => {
                 // One that nobody waits for any more is killed by being dropped.
                 let forked = Forked::adopt(pid)?;
-                if let Some(answer) = self.waiting.remove(&id) {
+                if let Some((_, answer)) = self.waiting.remove(&id) {
                     let _ = answer.send(forked);
                 }
             }

@@ -7,12 +7,14 @@ use callboard_protocol::{
     kernel::{Accepted, CellEnd},
 };
 
-use super::{Internal, ReplicaState, tell};
+use super::{Internal, ReplicaState, Stored, tell};
 use crate::{
     aborted,
+    held::HeldState,
     python::{PythonEvent, Taken},
+    refusal::WithoutRoom,
     running_cell::{PlacedOutput, RunningCell},
-    state::{self, Packer},
+    state::{self, Named, Packer},
 };
 
 /// More bytes than this are hashed out of the runtime's way: Raft's heartbeats would wait for it.
@@ -60,6 +62,7 @@ impl ReplicaState {
             return;
         }
         self.python_life += 1;
+        self.held = HeldState::default();
         let life = self.python_life;
         let Taken { process, mut events, hello } = self.args.context.python.take();
         self.python = Some(process);
@@ -84,6 +87,7 @@ impl ReplicaState {
     /// Drops what the Python process that is gone was doing.
     fn forget_cells(&mut self) {
         self.set_cell(None);
+        self.without_room = WithoutRoom::default();
         self.held_replies.clear();
         self.traces.clear();
         self.abort_through = Seq::default();
@@ -98,12 +102,12 @@ impl ReplicaState {
         let (group, context, me) = (self.group.clone(), self.args.context.clone(), self.me.clone());
         let (owner, peers) = (self.args.spec.owner.clone(), self.peers());
         self.tasks.push(tokio::spawn(async move {
-            let named = group.read(|machine| state::chunks_of_state(machine.log()).collect());
-            let read = super::chunks::read_all(&context, &owner, &peers, &named).await;
+            let named = group.read(|machine| Named::by_state(machine.log()));
+            let read = super::chunks::read_named(&context, &owner, &peers, &named).await;
             let result = read.and_then(|bytes| {
                 group.read(|machine| {
                     let log = machine.log();
-                    state::restore_groups(log, |hash| bytes.get(hash).cloned())
+                    state::restore_groups(log.manifest(), |hash| bytes.get(hash).cloned())
                         .map(|groups| (groups, log.execution_count()))
                         .map_err(|_| "a part of its state cannot be read here".to_owned())
                 })
@@ -118,6 +122,7 @@ impl ReplicaState {
         }
         match (result, &self.python) {
             (Ok((groups, execution_count)), Some(python)) => {
+                self.held = HeldState::default();
                 python.restore(groups, execution_count);
             }
             (Err(why), _) => {
@@ -188,19 +193,50 @@ impl ReplicaState {
         let mut packer = self.read(Packer::new);
         let (captured, outputs) = (cell.captured, cell.outputs);
         let is_large = captured.length() > HASHED_IN_PLACE_BYTES_MAX;
-        let pack = || (packer.outputs(&outputs), packer.delta(captured));
+        let held = &mut self.held;
+        let pack = || (packer.outputs(&outputs), packer.delta(captured, held));
         let (outputs, delta) = if is_large { tokio::task::block_in_place(pack) } else { pack() };
-        let chunks = packer.into_chunks();
+        let mut delta = match delta {
+            Ok(delta) => delta,
+            Err(error) => {
+                // A fresh process begins with what the log has; the cell ends interrupted.
+                tracing::error!(kernel = %self.args.spec.kernel, %error, "a defect; please report it");
+                if let Some(python) = &self.python {
+                    python.kill();
+                }
+                return;
+            }
+        };
+        let mut chunks = packer.into_chunks();
+        self.without_room.carry_on(&mut delta, &mut chunks);
         if chunks.is_empty() {
             self.step(Input::Finished { term: cell.term, seq: cell.seq, outputs, delta });
             return;
         }
-        let (context, me, peers) = (self.args.context.clone(), self.me.clone(), self.peers());
+        let (context, me, voters) = (self.args.context.clone(), self.me.clone(), self.voters());
         let (owner, majority) = (self.args.spec.owner.clone(), self.majority());
+        let (term, seq) = (cell.term, cell.seq);
         self.spreading = Some(tokio::spawn(async move {
-            super::chunks::spread(&context, &owner, &peers, majority, chunks).await;
-            tell(&me, Internal::Stored(cell.term, cell.seq, outputs, Box::new(delta)));
+            let spread =
+                super::chunks::spread(&context, &owner, &voters, majority, chunks.clone()).await;
+            let stored = Stored { term, seq, outputs, delta, no_room: None };
+            let stored = match spread {
+                Ok(()) => stored,
+                Err(why) => Stored { no_room: Some((chunks, why)), ..stored },
+            };
+            tell(&me, Internal::Stored(Box::new(stored)));
         }));
+    }
+
+    /// A finished cell's bytes are where they have to be, or there is no room for them: then it
+    /// ends without them, and with the reason.
+    pub(super) fn stored(&mut self, stored: Stored) {
+        let Stored { term, seq, mut outputs, mut delta, no_room } = stored;
+        if let Some((chunks, why)) = no_room {
+            tracing::warn!(kernel = %self.args.spec.kernel, %why, "there is no room for the state");
+            self.without_room.refuse(&mut outputs, &mut delta, &chunks, &why);
+        }
+        self.step(Input::Finished { term, seq, outputs, delta });
     }
 
     /// Puts outputs of a running cell in the log. Large ones wait for the cell's end.

@@ -17,7 +17,7 @@ use callboard_protocol::{
     kernel::{KernelStatus, ReplicaRole},
 };
 use callboard_replicated::Dormant;
-use callboard_transport::Message;
+use callboard_transport::{Message, typed};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{NodeContext, requests};
 
-/// What is known of a kernel while it sleeps; part of the note on disk, as JSON.
+/// What is known of a kernel while it sleeps; part of the note on disk, as MessagePack with names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Summary {
     pub(super) leader: ReplicaId,
@@ -35,17 +35,19 @@ pub(super) struct Summary {
     pub(super) voters: BTreeMap<ReplicaId, NodeId>,
     pub(super) spec_version: u64,
     pub(super) status: KernelStatus,
+    /// Hashes of the chunks its log names: none of them may go while it sleeps.
+    pub(super) chunks: Vec<Bytes>,
 }
 
 impl Summary {
     pub(super) fn encode(&self) -> Bytes {
         // Writing plain data to memory cannot fail.
-        serde_json::to_vec(self).unwrap_or_default().into()
+        rmp_serde::to_vec_named(self).unwrap_or_default().into()
     }
 
     /// `None` if another version wrote it; the replica is opened then.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok()
+        rmp_serde::from_slice(bytes).ok()
     }
 
     pub(super) fn sleeping(&self, me: ReplicaId) -> Sleeping {
@@ -102,6 +104,7 @@ impl Sleeper {
     pub(super) fn hear(&mut self, internal: &Internal) -> Heard {
         match internal {
             Internal::Bus(message) if requests::is_show(message) => self.answer_show(message),
+            Internal::Bus(message) if requests::is_generation(message) => self.generation(message),
             Internal::Bus(_) => Heard::Call("a request"),
             Internal::OwnBus(message) if requests::is_about_sleep(message) => Heard::Nothing,
             Internal::OwnBus(_) => Heard::Call("a question of the group's leader"),
@@ -134,6 +137,16 @@ impl Sleeper {
             | Internal::StartPython
             | Internal::Flush
             | Internal::Tick => Heard::Nothing,
+        }
+    }
+
+    /// Wakes to end if another group has replaced its own.
+    fn generation(&self, message: &Message) -> Heard {
+        let told = typed::decode::<u64>(message).unwrap_or_default();
+        if told > self.kept.args.spec.generation {
+            Heard::Call("another group of the kernel")
+        } else {
+            Heard::Nothing
         }
     }
 
@@ -186,5 +199,38 @@ impl Sleeper {
             self.kept.publisher.answer(reply_to, &Answer::Ok(status));
         }
         Heard::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use callboard_protocol::{Seq, kernel::KernelPhase};
+
+    use super::*;
+
+    #[test]
+    fn a_summary_is_read_back_and_what_is_none_is_refused() {
+        let status = KernelStatus {
+            term: None,
+            accepted: Seq(3),
+            ended: Seq(3),
+            queue_depth: 0,
+            replicas: Vec::new(),
+            raft_leader: Some(ReplicaId(2)),
+            losses_survivable: 1,
+            names: vec!["x".to_owned()],
+            refused: Vec::new(),
+            state_bytes: 9,
+            last_loss: None,
+            phase: KernelPhase::Hibernating,
+            waits_for: None,
+        };
+        let voters = [(ReplicaId(2), NodeId::new("node-2").unwrap())].into();
+        let (leader, executor, spec_version) = (ReplicaId(2), Some(ReplicaId(2)), 7);
+        let chunks = vec![Bytes::from_static(&[7; 32])];
+        let summary = Summary { leader, executor, voters, spec_version, status, chunks };
+        assert_eq!(Summary::decode(&summary.encode()), Some(summary));
+        assert_eq!(Summary::decode(b""), None);
+        assert_eq!(Summary::decode(b"of another version"), None);
     }
 }

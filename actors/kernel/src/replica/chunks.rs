@@ -1,7 +1,7 @@
 //! Chunks of this kernel's state: spread before they are named, kept complete afterwards.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -9,72 +9,115 @@ use std::{
 use bytes::Bytes;
 use callboard_policy::terms::Hash;
 use callboard_protocol::{NodeId, OwnerId};
-use callboard_replicated::{ChunkId, Group};
+use callboard_replicated::{
+    ChunkId, ChunkPins, ExchangeError, Group, GroupMetrics, Holder, InMemory, RECEIPT_VALID, Role,
+};
+use futures::StreamExt as _;
 use ractor::ActorRef;
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{
+    sync::Notify,
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
 
 use super::{Internal, ReplicaMsg, tell};
-use crate::{KernelMachine, NodeContext, ReplicaArgs, state};
+use crate::{
+    KernelMachine, NodeContext, ReplicaArgs,
+    state::{self, Named},
+};
 
 /// Pause between attempts to reach enough nodes.
 const RETRY: Duration = Duration::from_millis(200);
+/// Chunks read from the disk at once.
+const READS_AT_A_TIME: usize = 8;
+/// A leader that heard of no majority for longer cannot say what its group committed.
+const QUORUM_ACKED_AGO_MAX_MS: u64 = 5_000;
 
-/// Stores `chunks` here and on so many `peers` that `majority` nodes have them on stable storage.
-/// Goes on until that is so; the caller drops it when the term is over.
+/// Stores `chunks` here and on so many `voters` that `majority` nodes have them on stable storage.
+/// Goes on until that is so; the caller drops it when the term is over. Other nodes keep what they
+/// gave a receipt for during their grace period, so a receipt counts only for a while.
+///
+/// # Errors
+/// A sentence if this node, or so many of the others that no majority is left, have no room.
 pub(super) async fn spread(
     context: &Arc<NodeContext>,
     owner: &OwnerId,
-    peers: &[NodeId],
+    voters: &[NodeId],
     majority: usize,
     chunks: Vec<Bytes>,
-) {
-    let ids = loop {
-        match store(context, owner, &chunks).await {
-            Ok(ids) => break ids,
-            Err(error) => {
-                tracing::warn!(%error, "the state cannot be stored on this node");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-    };
-    let mut stored_on = BTreeSet::new();
+) -> Result<(), String> {
+    let (ids, memory) = hashed(chunks).await;
+    let _hold = context.chunks.hold(owner, &ids);
+    store(context, owner, &ids, &memory).await?;
+    let mut stored_on: BTreeMap<NodeId, Instant> = BTreeMap::new();
     loop {
-        let mut pushes = tokio::task::JoinSet::new();
-        for peer in peers.iter().filter(|peer| !stored_on.contains(*peer)).cloned() {
-            let (context, owner, ids) = (context.clone(), owner.clone(), ids.clone());
-            pushes.spawn(
-                async move { context.exchange.push(&peer, &owner, &ids).await.map(|()| peer) },
-            );
+        stored_on.retain(|_, since| since.elapsed() < RECEIPT_VALID);
+        let mut pushes = JoinSet::new();
+        for peer in voters.iter().filter(|peer| !stored_on.contains_key(*peer)).cloned() {
+            let (context, owner) = (context.clone(), owner.clone());
+            let (ids, memory) = (ids.clone(), memory.clone());
+            pushes.spawn(async move {
+                let began = Instant::now();
+                let pushed = context.exchange.push_from(&peer, &owner, &ids, &memory).await;
+                (peer, began, pushed)
+            });
         }
-        // The slowest peer gets the rest in its own time, by pulling.
+        let mut full = BTreeMap::new();
+        // The slowest peer gets the rest in its own time, by pulling: what reached it stays there.
         while stored_on.len() + 1 < majority
             && let Some(pushed) = pushes.join_next().await
         {
             match pushed {
-                Ok(Ok(peer)) => drop(stored_on.insert(peer)),
-                Ok(Err(error)) => tracing::debug!(%error, "a peer did not take the state"),
+                Ok((peer, began, Ok(()))) => drop(stored_on.insert(peer, began)),
+                Ok((peer, _, Err(error @ ExchangeError::NoRoom { .. }))) => {
+                    full.insert(peer, error.to_string());
+                }
+                Ok((_, _, Err(error))) => tracing::debug!(%error, "a peer did not take the state"),
                 Err(error) => tracing::debug!(%error, "a transfer ended early"),
             }
         }
         if stored_on.len() + 1 >= majority {
-            pushes.detach_all();
-            return;
+            return Ok(());
+        }
+        if let Some(why) = full.values().next()
+            && voters.len() + 1 - full.len() < majority
+        {
+            return Err(why.clone());
         }
         tokio::time::sleep(RETRY).await;
     }
 }
 
+/// Names the chunks, out of the runtime's way.
+async fn hashed(chunks: Vec<Bytes>) -> (Vec<ChunkId>, InMemory) {
+    let hash = move || {
+        let named = chunks.into_iter().map(|bytes| (ChunkId::of(&bytes), bytes));
+        let named: Vec<_> = named.collect();
+        (named.iter().map(|(id, _)| *id).collect(), InMemory::new(named.into_iter().collect()))
+    };
+    tokio::task::spawn_blocking(hash).await.unwrap_or_default()
+}
+
+/// Stores the chunks on this node; tries again for as long as it fails for other reasons than room.
 async fn store(
     context: &NodeContext,
     owner: &OwnerId,
-    chunks: &[Bytes],
-) -> Result<Vec<ChunkId>, callboard_replicated::ChunkError> {
-    let mut ids = Vec::with_capacity(chunks.len());
-    for chunk in chunks {
-        ids.push(context.chunks.put(owner, chunk.clone()).await?);
+    ids: &[ChunkId],
+    memory: &InMemory,
+) -> Result<(), String> {
+    loop {
+        match context.chunks.put_many(owner, memory.all()).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_no_room() => {
+                return Err(format!("{} has no room for it: {error}", context.node));
+            }
+            Err(error) => {
+                let chunks = ids.len();
+                tracing::warn!(%error, chunks, "the state cannot be stored on this node");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
     }
-    context.chunks.sync(owner, &ids).await?;
-    Ok(ids)
 }
 
 /// The bytes of all `hashes`, fetched from `peers` where they are missing or damaged here.
@@ -87,26 +130,129 @@ pub(super) async fn read_all(
     peers: &[NodeId],
     hashes: &BTreeSet<Hash>,
 ) -> Result<BTreeMap<Hash, Bytes>, String> {
+    let ids: Vec<ChunkId> = hashes.iter().copied().map(ChunkId::from).collect();
+    let _hold = context.chunks.hold(owner, &ids);
+    let missing = context.chunks.missing(owner, &ids);
+    if !missing.is_empty() {
+        let pulled = context.exchange.pull(peers, owner, &missing).await;
+        pulled.map_err(|error| format!("the state cannot be read: {error}"))?;
+    }
+    let mut reads = futures::stream::iter(hashes.iter().copied())
+        .map(|hash| async move {
+            read_one(context, owner, peers, hash).await.map(|bytes| (hash, bytes))
+        })
+        .buffer_unordered(READS_AT_A_TIME);
     let mut read = BTreeMap::new();
-    for hash in hashes {
-        let id = ChunkId::from(*hash);
-        let mut bytes = context.chunks.get(owner, id).await.ok().flatten();
-        if bytes.is_none() {
-            let pulled = context.exchange.pull(peers, owner, &[id]).await;
-            pulled.map_err(|error| format!("chunk {id} of the state cannot be read: {error}"))?;
-            bytes = context.chunks.get(owner, id).await.map_err(|error| error.to_string())?;
-        }
-        let bytes = bytes.ok_or_else(|| format!("chunk {id} of the state is lost"))?;
-        read.insert(*hash, bytes);
+    while let Some((hash, bytes)) = reads.next().await.transpose()? {
+        read.insert(hash, bytes);
     }
     Ok(read)
 }
 
-/// Keeps a replica's chunks complete and says whether they are.
+/// A chunk's bytes; what is damaged here is fetched anew.
+async fn read_one(
+    context: &NodeContext,
+    owner: &OwnerId,
+    peers: &[NodeId],
+    hash: Hash,
+) -> Result<Bytes, String> {
+    let id = ChunkId::from(hash);
+    if let Ok(Some(bytes)) = context.chunks.get(owner, id).await {
+        return Ok(bytes);
+    }
+    let pulled = context.exchange.pull(peers, owner, &[id]).await;
+    pulled.map_err(|error| format!("chunk {id} of the state cannot be read: {error}"))?;
+    let bytes = context.chunks.get(owner, id).await.map_err(|error| error.to_string())?;
+    bytes.ok_or_else(|| format!("chunk {id} of the state is lost"))
+}
+
+/// The bytes of all chunks that are `named`, those that indexes list among them.
+///
+/// # Errors
+/// A sentence if a chunk can be had nowhere, or an index cannot be read.
+pub(super) async fn read_named(
+    context: &NodeContext,
+    owner: &OwnerId,
+    peers: &[NodeId],
+    named: &Named,
+) -> Result<BTreeMap<Hash, Bytes>, String> {
+    let mut read = read_all(context, owner, peers, &named.indexes).await?;
+    let all = named.expand(|index| state::listed_by(read.get(index)?)).map_err(|index| {
+        format!("index {} of the state cannot be understood", ChunkId::from(index))
+    })?;
+    let content = all.difference(&named.indexes).copied().collect();
+    read.append(&mut read_all(context, owner, peers, &content).await?);
+    Ok(read)
+}
+
+/// What the indexes list that were read so far: they are looked at after every cell.
+#[derive(Debug, Default)]
+struct Lists(HashMap<Hash, Vec<Hash>>);
+
+impl Lists {
+    /// Reads the indexes that are here and forgets those that nothing names any more.
+    async fn update(&mut self, context: &NodeContext, owner: &OwnerId, named: &Named) {
+        self.0.retain(|index, _| named.indexes.contains(index));
+        for index in &named.indexes {
+            if self.0.contains_key(index) {
+                continue;
+            }
+            let read = context.chunks.get(owner, ChunkId::from(*index)).await;
+            if let Some(listed) = read.ok().flatten().and_then(|bytes| state::listed_by(&bytes)) {
+                self.0.insert(*index, listed);
+            }
+        }
+    }
+
+    /// Every chunk of `named`, unless an index is not here.
+    fn all(&self, named: &Named) -> Option<BTreeSet<ChunkId>> {
+        let all = named.expand(|index| self.0.get(index).cloned()).ok()?;
+        Some(all.into_iter().map(ChunkId::from).collect())
+    }
+
+    /// The chunks of `named` that are not here. What an absent index lists is found out when the
+    /// index is here.
+    fn missing(&self, context: &NodeContext, owner: &OwnerId, named: &Named) -> Vec<ChunkId> {
+        let (known, absent): (BTreeSet<Hash>, BTreeSet<Hash>) =
+            named.indexes.iter().partition(|index| self.0.contains_key(*index));
+        let known = Named { content: named.content.clone(), indexes: known };
+        let all = known.expand(|index| self.0.get(index).cloned()).unwrap_or_default();
+        let ids: Vec<ChunkId> = all.into_iter().chain(absent).map(ChunkId::from).collect();
+        context.chunks.missing(owner, &ids)
+    }
+}
+
+/// Keeps a replica's chunks complete and says whether they are; pins what the replica names.
 #[derive(Debug)]
 pub(super) struct ChunkKeeper {
     wake: Arc<Notify>,
     task: JoinHandle<()>,
+    pins: ChunkPins,
+    holder: Holder,
+    registration: u64,
+}
+
+/// The chunks that stand in the log directly.
+fn ids(named: &Named) -> BTreeSet<ChunkId> {
+    named.content.union(&named.indexes).copied().map(ChunkId::from).collect()
+}
+
+fn roots(group: &Group<KernelMachine>) -> BTreeSet<ChunkId> {
+    ids(&group.read(|machine| Named::by_log(machine.log())))
+}
+
+/// Whether a member has applied all that its group has committed, but for the last moment.
+fn is_current(metrics: &GroupMetrics) -> bool {
+    let is_in_touch = match metrics.role {
+        Role::Leader => {
+            metrics.members.voters.len() == 1
+                || metrics.quorum_acked_ago_ms.is_some_and(|ago| ago < QUORUM_ACKED_AGO_MAX_MS)
+        }
+        Role::Follower | Role::Learner => metrics.leader.is_some(),
+        Role::Candidate | Role::Stopped => false,
+    };
+    let has_all = metrics.applied.is_some() && metrics.applied == metrics.last_log;
+    metrics.running && is_in_touch && has_all
 }
 
 impl ChunkKeeper {
@@ -116,21 +262,43 @@ impl ChunkKeeper {
         me: ActorRef<ReplicaMsg>,
     ) -> Self {
         let wake = Arc::new(Notify::new());
+        let pins = args.context.pins.clone();
+        let holder = (group.id().clone(), args.replica);
+        let (seen, look) = (group.metrics(), group.clone());
+        let witness = move || {
+            // In this order: what is applied after the look is named in addition.
+            let is_current = is_current(&seen.borrow());
+            is_current.then(|| roots(&look))
+        };
+        let registration =
+            pins.register(holder.clone(), args.spec.owner.clone(), Arc::new(witness));
         let (context, owner, woken) = (args.context.clone(), args.spec.owner.clone(), wake.clone());
-        let replica = args.replica;
+        let (replica, pinned) = (args.replica, holder.clone());
+        let mut damage = context.chunks.damage();
         let task = tokio::spawn(async move {
+            let mut lists = Lists::default();
             loop {
-                let named = group.read(|machine| state::chunks_named(machine.log()));
-                let ids: Vec<ChunkId> = named.into_iter().map(ChunkId::from).collect();
-                let missing = context.chunks.missing(&owner, &ids);
+                let (named, of_state) = group
+                    .read(|machine| (Named::by_log(machine.log()), Named::by_state(machine.log())));
+                lists.update(&context, &owner, &named).await;
+                // Without an index nobody knows what it lists: then nothing is pinned anew.
+                if let Some(all) = lists.all(&named) {
+                    context.pins.publish(&pinned, ids(&named), all);
+                }
+                let missing = lists.missing(&context, &owner, &named);
                 // What only an earlier state or an output needs keeps nobody from taking over.
-                let of_state: Vec<ChunkId> = group.read(|machine| {
-                    state::chunks_of_state(machine.log()).map(ChunkId::from).collect()
-                });
-                let is_readable = context.chunks.missing(&owner, &of_state).is_empty();
+                let is_readable = lists.missing(&context, &owner, &of_state).is_empty();
                 tell(&me, Internal::BaseReadable(is_readable, missing.is_empty()));
                 if missing.is_empty() {
-                    woken.notified().await;
+                    if group.is_leader() {
+                        let all: Vec<ChunkId> =
+                            lists.all(&named).unwrap_or_default().into_iter().collect();
+                        context.exchange.offer(&owner, &all);
+                    }
+                    tokio::select! {
+                        () = woken.notified() => {}
+                        _ = damage.changed() => {}
+                    }
                     continue;
                 }
                 let members = group.members();
@@ -148,7 +316,13 @@ impl ChunkKeeper {
             }
         });
         wake.notify_one();
-        Self { wake, task }
+        Self { wake, task, pins, holder, registration }
+    }
+
+    /// Keeps the pins as they are while the replica sleeps. Returns every chunk it names, or nothing
+    /// if that is not known.
+    pub(super) fn freeze(&self) -> Option<Arc<BTreeSet<ChunkId>>> {
+        self.pins.freeze(&self.holder).then(|| self.pins.published(&self.holder))
     }
 
     /// Looks again: the log moved on.
@@ -160,5 +334,6 @@ impl ChunkKeeper {
 impl Drop for ChunkKeeper {
     fn drop(&mut self) {
         self.task.abort();
+        self.pins.unregister(&self.holder, self.registration);
     }
 }

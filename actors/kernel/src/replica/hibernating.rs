@@ -60,6 +60,7 @@ impl ReplicaState {
                 Ok(offer) => drop(self.hibernate(Input::Told(offer))),
                 Err(fault) => tracing::debug!(%fault, "a word to sleep could not be read"),
             },
+            "holdings" => self.answer_holdings(message),
             _ => {
                 self.active();
                 self.answer_readiness(message);
@@ -116,6 +117,9 @@ impl ReplicaState {
         }
         if !self.chunks_complete {
             return Some("parts of its state are still being fetched");
+        }
+        if self.is_beginning() || self.args.spec.recovery.is_some() {
+            return Some("it has not begun");
         }
         if self.changing_members || !self.is_settled(metrics) {
             return Some("its members are changing");

@@ -1,13 +1,14 @@
 //! Awake or asleep: what the replica's actor holds, and the way from one to the other.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use callboard_protocol::{
-    ActorKind, Envelope, GroupId, ReplicaId, Subject,
+    ActorKind, Envelope, ReplicaId, Subject,
     kernel::{KernelPhase, SleepOffer},
 };
-use callboard_replicated::{Dormant, GroupOptions};
+use callboard_replicated::{ChunkId, Dormant, GroupOptions};
 use callboard_transport::typed;
 use ractor::ActorRef;
 
@@ -35,13 +36,14 @@ impl Life {
     pub(super) async fn start(me: ActorRef<ReplicaMsg>, args: ReplicaArgs) -> anyhow::Result<Self> {
         let context = args.context.clone();
         if context.hibernation.after_ms > 0 {
-            let group = GroupId::from(args.spec.kernel);
+            let group = args.spec.group();
             let called = called(&me);
             let dozing = context.replicator.doze(group, args.replica, called).await?;
             if let Some(dormant) = dozing
                 && let Some(summary) = Summary::decode(&dormant.note().summary)
                 && summary.spec_version == args.spec.version
             {
+                pin(&args, &summary);
                 let kept = Kept::subscribe(me, args).await?;
                 return Ok(Self::Asleep(Box::new(Sleeper::new(kept, summary, dormant))));
             }
@@ -54,13 +56,25 @@ impl Life {
         if let Self::Asleep(sleeper) = self {
             match sleeper.hear(&internal) {
                 Heard::Nothing => return Ok(()),
-                Heard::Call(why) => self.wake(why).await?,
+                Heard::Call(why) => {
+                    // Whoever called stands for election already.
+                    let stands = !matches!(internal, Internal::Called);
+                    self.wake(why, stands).await?;
+                }
             }
         }
         if let Self::Awake(state) = self {
+            // A snapshot that finds no room ends Raft for this group: it begins anew.
+            let has_ended = !state.group.metrics().borrow().running;
+            if matches!(internal, Internal::Tick) && has_ended {
+                anyhow::bail!("its Raft stopped; it is opened again from its log");
+            }
             state.internal(internal);
-            if let Some((offer, others)) = state.sleep_due.take() {
-                self.fall_asleep(&offer, others).await;
+            // One that cannot say what it names stays awake, or all of its chunks' owner would stay.
+            if let Some((offer, others)) = state.sleep_due.take()
+                && let Some(named) = state.chunk_keeper.freeze()
+            {
+                self.fall_asleep(&offer, others, &named).await;
             }
         }
         Ok(())
@@ -74,7 +88,7 @@ impl Life {
         if let Self::Asleep(sleeper) = self
             && spec.version > sleeper.kept.args.spec.version
         {
-            self.wake("its entry in the desired state changed").await?;
+            self.wake("its entry in the desired state changed", true).await?;
         }
         if let Self::Awake(state) = self {
             state.spec_changed(spec);
@@ -107,18 +121,19 @@ impl Life {
         }
     }
 
-    async fn wake(&mut self, why: &'static str) -> anyhow::Result<()> {
+    /// Opens the group. The last leader stands for election at once, if `stands`.
+    async fn wake(&mut self, why: &'static str, stands: bool) -> anyhow::Result<()> {
         let Self::Asleep(sleeper) = std::mem::replace(self, Self::Between) else { return Ok(()) };
         let Sleeper { kept, sleeping, dormant, .. } = *sleeper;
         let kernel = kept.args.spec.kernel;
         tracing::debug!(%kernel, replica = %kept.args.replica, why, "waking");
-        let led = sleeping.leader == kept.args.replica;
+        let is_first = stands && sleeping.leader == kept.args.replica;
         let options = GroupOptions::new(KernelMachine::default());
         let (group, events) = dormant
             .wake(options)
             .await
             .with_context(|| format!("kernel {kernel} cannot wake on this node"))?;
-        if led {
+        if is_first {
             // Nobody leads, and whoever led last is as good as any other.
             group.trigger_elect().await;
         }
@@ -130,9 +145,14 @@ impl Life {
     }
 
     /// Stops Raft, then tells the `others` that it is their turn.
-    async fn fall_asleep(&mut self, offer: &SleepOffer, others: Vec<ReplicaId>) {
+    async fn fall_asleep(
+        &mut self,
+        offer: &SleepOffer,
+        others: Vec<ReplicaId>,
+        named: &BTreeSet<ChunkId>,
+    ) {
         let Self::Awake(state) = std::mem::replace(self, Self::Between) else { return };
-        let summary = state.summary(offer);
+        let summary = state.summary(offer, named);
         let parks_in_ms = state.parks_in_ms();
         let (kept, group) = state.part();
         let closed = group.close().await;
@@ -150,6 +170,14 @@ impl Life {
         sleeper.wake_to_park(parks_in_ms);
         *self = Self::Asleep(Box::new(sleeper));
     }
+}
+
+/// Pins what a replica named when it fell asleep in an earlier life of the node.
+fn pin(args: &ReplicaArgs, summary: &Summary) {
+    let hashes = summary.chunks.iter().filter_map(|hash| <[u8; 32]>::try_from(&hash[..]).ok());
+    let holder = (args.spec.group(), args.replica);
+    let named = hashes.map(ChunkId::from).collect();
+    args.context.pins.freeze_as(holder, args.spec.owner.clone(), named);
 }
 
 /// A Raft message asks for a sleeping replica.
@@ -177,7 +205,7 @@ impl ReplicaState {
     }
 
     /// What is to be known of the kernel while it sleeps. All members have the same log here.
-    fn summary(&self, offer: &SleepOffer) -> Summary {
+    fn summary(&self, offer: &SleepOffer, named: &BTreeSet<ChunkId>) -> Summary {
         let mut status = self.status();
         status.phase = KernelPhase::Hibernating;
         status.raft_leader = Some(offer.from);
@@ -190,6 +218,7 @@ impl ReplicaState {
             voters: self.group.members().voters,
             spec_version: self.args.spec.version,
             status,
+            chunks: named.iter().map(|id| Bytes::copy_from_slice(id.as_bytes())).collect(),
         }
     }
 }

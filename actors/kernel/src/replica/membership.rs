@@ -177,6 +177,9 @@ impl ReplicaState {
             .filter(|(_, matched)| matched.is_some_and(|m| m + LAG_ENTRIES_MAX >= last))
             .map(|(id, _)| *id)
             .collect();
+        if self.report_recovered() {
+            return;
+        }
         if let Some((replica, change)) = unreported(&self.args.spec, &metrics.members) {
             self.report(replica, change);
             return;
@@ -236,7 +239,7 @@ impl ReplicaState {
     }
 
     /// Tells the control plane of a change; said again until the entry shows it.
-    fn report(&mut self, replica: ReplicaId, change: MemberChange) {
+    pub(super) fn report(&mut self, replica: ReplicaId, change: MemberChange) {
         self.changing_members = true;
         let (context, me) = (self.args.context.clone(), self.me.clone());
         let report = MemberChanged { kernel: self.args.spec.kernel, replica, change };
@@ -283,6 +286,9 @@ mod tests {
                 .collect(),
             replica_next: ReplicaId(9),
             version: 1,
+            generation: 0,
+            recovery: None,
+            origin: None,
             options: Default::default(),
         }
     }

@@ -8,6 +8,8 @@
 
 mod actions;
 mod asleep;
+mod beginning;
+mod branch;
 mod chunks;
 mod hibernating;
 mod life;
@@ -45,8 +47,10 @@ use starting::Tasks;
 use crate::{
     KernelMachine, ReplicaArgs,
     cell_traces::CellTraces,
+    held::HeldState,
     publisher::Publisher,
     python::{PythonEvent, PythonProcess, RestoreGroup},
+    refusal::WithoutRoom,
     requests::{self, Asked},
     running_cell::{OutputNumbers, PlacedOutput, RunningCell},
 };
@@ -91,8 +95,8 @@ pub enum Internal {
     Python(u64, Box<PythonEvent>),
     /// The log answered a proposal.
     Proposed(Option<String>, Result<Applied, ProposeError>),
-    /// A finished cell's bytes are stored; it can go to the log.
-    Stored(Term, Seq, Vec<LoggedOutput>, Box<StateDelta>),
+    /// A finished cell's bytes are stored, or there is no room for them; it can go to the log.
+    Stored(Box<Stored>),
     /// Whether all chunks of the state can be read here, and whether all that the log names can.
     BaseReadable(bool, bool),
     /// The state of a term could be read and was handed to Python, or not.
@@ -126,6 +130,17 @@ pub enum Internal {
     Tick,
 }
 
+/// A finished cell after its bytes went to the disks.
+#[derive(Debug)]
+pub struct Stored {
+    term: Term,
+    seq: Seq,
+    outputs: Vec<LoggedOutput>,
+    delta: StateDelta,
+    /// The bytes that found no room, and why.
+    no_room: Option<(Vec<bytes::Bytes>, String)>,
+}
+
 /// How long the completion of a cell that was answered already waits for the next request, so that
 /// one commit carries both: a fraction of the quickest cell.
 const COMMIT_LINGER: Duration = Duration::from_millis(2);
@@ -149,16 +164,20 @@ pub struct ReplicaState {
     python_life: u64,
     python_failures: u32,
     cell: Option<RunningCell>,
+    held: HeldState,
     numbers: OutputNumbers,
     held_replies: BTreeMap<Seq, PlacedOutput>,
     abort_through: Seq,
     lingering: Vec<Entry>,
     spreading: Option<JoinHandle<()>>,
+    without_room: WithoutRoom,
     askers: HashMap<String, (Instant, Vec<ReplyTo>)>,
     traces: CellTraces,
     chunk_keeper: chunks::ChunkKeeper,
     chunks_complete: bool,
     changing_members: bool,
+    told_generation: Option<Instant>,
+    trouble: beginning::Trouble,
     hibernation: Hibernation,
     /// It sleeps after this message; whom it tells then.
     sleep_due: Option<(SleepOffer, Vec<ReplicaId>)>,
@@ -223,16 +242,19 @@ impl ReplicaState {
             }
             Internal::Python(..) => {}
             Internal::Proposed(msg_id, result) => self.proposed(msg_id, result),
-            Internal::Stored(term, seq, outputs, delta) => {
-                self.step(Input::Finished { term, seq, outputs, delta: *delta });
-            }
+            Internal::Stored(stored) => self.stored(*stored),
             Internal::BaseReadable(readable, complete) => {
                 self.chunks_complete = complete;
+                let readable = readable && !self.is_beginning();
                 self.step(Input::BaseReadable(readable));
             }
             Internal::RestoreRead(term, result) => self.restore_read(term, result),
             Internal::Nodes => self.nodes_changed(),
-            Internal::Membership => self.membership_changed(),
+            Internal::Membership => {
+                // Another leader copies to the object store.
+                self.chunk_keeper.look();
+                self.membership_changed();
+            }
             Internal::MembershipChanged => {
                 // The next step is looked for at the next tick.
                 self.changing_members = false;
@@ -269,10 +291,13 @@ impl ReplicaState {
 
     fn asked(&mut self, message: Message) {
         // A look at a kernel does not keep it awake.
-        if !requests::is_show(&message) {
+        if !requests::is_show(&message) && !requests::is_generation(&message) {
             self.active();
         }
         match requests::parse(&message) {
+            Ok(Asked::Cell(_)) if self.lacks_disk(&message) => {}
+            // Whoever sent it sends it again, and by then there is a log to put it in.
+            Ok(Asked::Cell(_)) if self.is_recovering() => {}
             Ok(Asked::Cell(request)) => {
                 if let Some(reply_to) = message.reply_to {
                     let (_, askers) = self
@@ -291,6 +316,8 @@ impl ReplicaState {
             Ok(Asked::Outputs) => self.answer_outputs(&message),
             Ok(Asked::Show) => self.answer_show(&message),
             Ok(Asked::Undo) => self.undo_verb(&message),
+            Ok(Asked::Alive) => self.answer_alive(&message),
+            Ok(Asked::Generation(generation)) => self.heard_generation(generation),
             Err(fault) if self.group.is_leader() => {
                 self.refuse(&message, fault);
             }
@@ -304,7 +331,11 @@ impl ReplicaState {
                 self.active();
                 if matches!(
                     output,
-                    Applied::Completed(_) | Applied::Emitted | Applied::Rewound { .. }
+                    Applied::Completed(_)
+                        | Applied::Emitted
+                        | Applied::Rewound { .. }
+                        | Applied::Begun
+                        | Applied::Closed { .. }
                 ) {
                     self.chunk_keeper.look();
                 }
@@ -392,6 +423,7 @@ impl ReplicaState {
         }
         self.step(Input::Tick);
         self.drive_membership();
+        self.tell_generation();
         self.hibernate(hibernation::Input::Look);
         self.tasks.tidy();
         self.askers.retain(|_, (since, _)| since.elapsed() < REQUEST_KEPT);
@@ -435,6 +467,12 @@ impl ReplicaState {
         let members = self.group.members();
         let others = members.voters.into_iter().chain(members.learners);
         others.filter(|(id, _)| *id != self.args.replica).map(|(_, node)| node).collect()
+    }
+
+    /// Nodes of the other members that have a vote: a copy elsewhere makes nothing safe.
+    fn voters(&self) -> Vec<NodeId> {
+        let voters = self.group.members().voters.into_iter();
+        voters.filter(|(id, _)| *id != self.args.replica).map(|(_, node)| node).collect()
     }
 
     /// How many voters make a majority.

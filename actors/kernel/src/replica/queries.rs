@@ -15,7 +15,10 @@ use callboard_protocol::{
 use callboard_transport::{Message, typed};
 
 use super::ReplicaState;
-use crate::NodeContext;
+use crate::{
+    NodeContext,
+    state::{Named, pieces},
+};
 
 /// Bytes of outputs in one answer. In base64 and with JSON around it, it stays under the broker's
 /// usual limit of 1 MiB.
@@ -80,6 +83,29 @@ impl ReplicaState {
 
     pub(super) fn refuse(&self, message: &Message, fault: Fault) {
         self.answer_with::<Accepted>(message, Err(fault));
+    }
+
+    /// Whether a new cell has to be turned away as the executor's disk is too full; then only the
+    /// executor answers, and nobody else takes the cell.
+    pub(super) fn lacks_disk(&self, message: &Message) -> bool {
+        let executor = self.read(|log| log.open_term().map(|open| open.replica));
+        let is_me = executor.map_or(self.group.is_leader(), |it| it == self.args.replica);
+        if is_me {
+            let why = self.args.context.disk.borrow().clone();
+            if let Some(why) = &why {
+                self.refuse(message, Fault::new(FaultCode::Exhausted, why.as_str()));
+            }
+            return why.is_some();
+        }
+        let members = self.group.members();
+        let Some(node) = executor.and_then(|executor| members.voters.get(&executor)) else {
+            return false;
+        };
+        let nodes = self.args.context.nodes.borrow();
+        nodes.nodes.get(node).is_some_and(|view| {
+            let beat = view.last_beat.as_ref().and_then(|beat| beat.disk_level.as_ref());
+            view.health == NodeHealth::Up && beat.is_some_and(|disk| disk.is_high)
+        })
     }
 
     /// Answers with the outputs after a cursor, as many as fit.
@@ -172,6 +198,7 @@ impl ReplicaState {
             .iter()
             .filter(|r| matches!(r.role, ReplicaRole::Executor | ReplicaRole::Standby))
             .count() as u64;
+        let waits_for = self.waits_for();
         self.read(|log| KernelStatus {
             term: log.open_term().map(|open| open.term),
             accepted: log.accepted(),
@@ -194,6 +221,7 @@ impl ReplicaState {
                 .map(Part::length)
                 .sum(),
             last_loss: log.last_loss().map(str::to_owned),
+            waits_for,
             phase: self.phase(log),
         })
     }
@@ -208,14 +236,14 @@ async fn load(
 ) -> (Vec<Output>, bool) {
     let (mut outputs, mut lost) = (Vec::with_capacity(logged.len()), false);
     for LoggedOutput { place, message } in logged {
-        let message = match message {
-            Part::Inline(bytes) => Some(bytes),
-            Part::Chunk { hash, .. } => {
-                let wanted = std::iter::once(hash).collect();
-                let read = super::chunks::read_all(context, owner, peers, &wanted).await;
-                read.ok().and_then(|mut bytes| bytes.remove(&hash))
-            }
-        };
+        let named = Named::of([&message]);
+        let read = super::chunks::read_named(context, owner, peers, &named).await;
+        let pieces =
+            read.ok().and_then(|read| pieces(&message, |hash| read.get(hash).cloned()).ok());
+        let message = pieces.map(|pieces| match &pieces[..] {
+            [whole] => whole.clone(),
+            pieces => pieces.concat().into(),
+        });
         match message {
             Some(message) => outputs.push(Output { place, message }),
             None => {

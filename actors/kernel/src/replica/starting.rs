@@ -11,7 +11,7 @@ use callboard_policy::{
     terms::{Executor, Identity},
 };
 use callboard_protocol::{
-    ActorKind, GroupId, Incarnation, NodeId, ReplicaId, Seq, SubjectPattern,
+    ActorKind, Incarnation, NodeId, ReplicaId, Seq, SubjectPattern,
     control::{KernelSpec, Standing},
 };
 use callboard_replicated::{Applied as GroupEvent, Group, GroupOptions};
@@ -25,8 +25,8 @@ use tokio::{
 
 use super::{Internal, ReplicaMsg, ReplicaState, chunks, tell};
 use crate::{
-    KernelMachine, ReplicaArgs, cell_traces::CellTraces, publisher::Publisher,
-    python::PythonProcess, running_cell::OutputNumbers,
+    KernelMachine, ReplicaArgs, cell_traces::CellTraces, held::HeldState, publisher::Publisher,
+    python::PythonProcess, refusal::WithoutRoom, running_cell::OutputNumbers,
 };
 
 /// How often time-driven decisions are looked at again.
@@ -79,6 +79,9 @@ pub(super) struct Kept {
     pub(super) python: Option<PythonProcess>,
     pub(super) python_life: u64,
     pub(super) numbers: OutputNumbers,
+    /// What that process takes this replica to hold.
+    pub(super) held: HeldState,
+    pub(super) without_room: WithoutRoom,
     pub(super) feeds: Tasks,
 }
 
@@ -121,6 +124,8 @@ impl Kept {
             python: None,
             python_life: 0,
             numbers: OutputNumbers::default(),
+            held: HeldState::default(),
+            without_room: WithoutRoom::default(),
             feeds,
         })
     }
@@ -132,8 +137,8 @@ impl ReplicaState {
             found: founders(&args.spec, args.replica),
             ..GroupOptions::new(KernelMachine::default())
         };
-        let group = GroupId::from(args.spec.kernel);
         let replicator = args.context.replicator.clone();
+        let group = args.spec.group();
         let (group, events) = replicator.open_group(group, args.replica, options).await?;
         Ok(Self::awake(Kept::subscribe(me, args).await?, group, events))
     }
@@ -145,7 +150,7 @@ impl ReplicaState {
         events: mpsc::UnboundedReceiver<GroupEvent<KernelMachine>>,
     ) -> Self {
         let Kept { args, me, executor, started, publisher, python, .. } = kept;
-        let Kept { python_life, numbers, feeds, .. } = kept;
+        let Kept { python_life, numbers, held, without_room, feeds, .. } = kept;
         let mut tasks = Tasks::default();
         tasks.push(feed_group(&me, events));
         tasks.push(feed_changes(&me, group.leader(), || Internal::Membership));
@@ -164,15 +169,19 @@ impl ReplicaState {
             python_life,
             python_failures: 0,
             cell: None,
+            held,
             numbers,
             held_replies: BTreeMap::new(),
             abort_through: Seq::default(),
             lingering: Vec::new(),
             spreading: None,
+            without_room,
             askers: HashMap::new(),
             traces: CellTraces::default(),
             chunks_complete: false,
             changing_members: false,
+            told_generation: None,
+            trouble: super::beginning::Trouble::default(),
             sleep_due: None,
             tasks,
             feeds,
@@ -180,23 +189,36 @@ impl ReplicaState {
         state.tell_upkeep();
         state.nodes_changed();
         state.membership_changed();
+        state.begin();
         state
     }
 
     /// What it holds in its sleep, and the group that is closed for it. Its tasks end.
     pub(super) fn part(self) -> (Kept, Group<KernelMachine>) {
         let Self { args, me, executor, started, publisher, python, group, .. } = self;
-        let Self { python_life, numbers, feeds, .. } = self;
-        let kept =
-            Kept { args, me, executor, started, publisher, python, python_life, numbers, feeds };
+        let Self { python_life, numbers, held, without_room, feeds, .. } = self;
+        let kept = Kept {
+            args,
+            me,
+            executor,
+            started,
+            publisher,
+            python,
+            python_life,
+            numbers,
+            held,
+            without_room,
+            feeds,
+        };
         (kept, group)
     }
 }
 
 /// The members that found the group, if `replica` is one of them and the group may not exist yet.
-/// Once the entry has changed, it exists: a founder that comes late is let in by the others.
+/// Once the entry has changed, it exists: a founder that comes late is let in by the others. While a
+/// kernel is recovered, its only member founds the new group.
 fn founders(spec: &KernelSpec, replica: ReplicaId) -> Option<BTreeMap<ReplicaId, NodeId>> {
-    let is_founder = spec.version == FIRST_VERSION
+    let is_founder = (spec.version == FIRST_VERSION || spec.recovery.is_some())
         && spec.replicas.get(&replica).is_some_and(|r| r.standing == Standing::Founder);
     is_founder
         .then(|| spec.replicas.iter().map(|(id, replica)| (*id, replica.node.clone())).collect())

@@ -5,7 +5,8 @@ use std::time::Duration;
 use callboard_policy::terms::{Applied, Entry, KernelLog, RewindTo, StateGroup, UndoRefusal};
 use callboard_protocol::{
     Answer, Fault, FaultCode, Seq,
-    history::{GetManifest, KeepState, Manifest, Rewind, RewindPlan},
+    control::Origin,
+    history::{GetManifest, KeepState, Manifest, Rewind, RewindPlan, SeedPage, SeedProgress},
 };
 use callboard_replicated::{Group, ProposeError};
 use callboard_transport::{Message, typed};
@@ -32,6 +33,10 @@ impl ReplicaState {
                     .and_then(|asked| self.read(|log| page(log, &asked)));
                 self.answer_with(message, page);
             }
+            "seed" => match typed::decode(message) {
+                Ok(page) => self.take_seed(message, page),
+                Err(fault) => self.refuse(message, fault),
+            },
             "checkpoint" => match typed::decode(message) {
                 Ok(wish) => self.keep_state(message, wish),
                 Err(fault) => self.refuse(message, fault),
@@ -41,6 +46,29 @@ impl ReplicaState {
                 Err(fault) => self.refuse(message, fault),
             },
         }
+    }
+
+    /// Puts a page of an uploaded state in the log. Its chunks are on a majority already.
+    fn take_seed(&mut self, message: &Message, SeedPage { skip, groups, end }: SeedPage) {
+        let is_awaited = self.args.spec.origin == Some(Origin::Upload);
+        let groups = match rmp_serde::from_slice(&groups) {
+            Ok(groups) if is_awaited => groups,
+            Ok(_) => {
+                let why = "this kernel does not wait for a state: start one with \
+                           `callboard kernel restore`";
+                return self.refuse(message, Fault::new(FaultCode::Conflict, why));
+            }
+            Err(error) => {
+                let why = format!("the groups of the page cannot be read: {error}");
+                return self.refuse(message, Fault::new(FaultCode::BadRequest, why));
+            }
+        };
+        self.propose_for(message, Entry::Seed { skip, groups, end }, |_, group| {
+            Ok(group.read(|machine| SeedProgress {
+                held: machine.log().groups_held(),
+                has_begun: machine.log().begun_from().is_some(),
+            }))
+        });
     }
 
     fn keep_state(&mut self, message: &Message, KeepState { name, drop }: KeepState) {

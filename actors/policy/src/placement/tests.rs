@@ -13,6 +13,7 @@ pub(crate) fn load(number: usize, health: NodeHealth, replicas: u32, cells: u32)
         replicas,
         running_cells: cells,
         python_problem: None,
+        disk_high_percent: None,
     }
 }
 
@@ -113,4 +114,14 @@ fn the_explanation_names_every_node_and_the_next_step() {
     view.nodes[1].python_problem = Some("no module named ipykernel".to_owned());
     let text = place(&view, &request(2, vec![]), 1).shortfall().unwrap();
     assert!(text.contains("node-2: it cannot run Python kernels: no module named ipykernel"));
+}
+
+#[test]
+fn a_node_whose_disk_is_above_its_mark_takes_no_member_and_the_reason_says_so() {
+    let nodes = vec![load(1, NodeHealth::Up, 0, 0), load(2, NodeHealth::Up, 5, 0)];
+    let mut view = ClusterView { version: 3, nodes };
+    view.nodes[0].disk_high_percent = Some(96);
+    let placement = place(&view, &request(2, Vec::new()), 1);
+    assert!(placement.chosen.iter().all(|it| it.node == view.nodes[1].node));
+    assert!(placement.to_string().contains("its disk is 96 % full: free space on it"));
 }

@@ -26,6 +26,9 @@ fn kernel(number: u128, standings: &[(usize, Standing)]) -> KernelSpec {
         replicas: replicas.collect(),
         replica_next: ReplicaId(standings.len() as u64 + 1),
         version: 5,
+        generation: 0,
+        recovery: None,
+        origin: None,
         options: Default::default(),
     }
 }
@@ -54,6 +57,7 @@ fn views(healths: &[NodeHealth]) -> (NodesView, ClusterView) {
             replicas: 0,
             running_cells: 0,
             python_problem: None,
+            disk_high_percent: None,
         });
     }
     (nodes, cluster)

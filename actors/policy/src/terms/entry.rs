@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use callboard_protocol::{
     Incarnation, ReplicaId, Seq, Term,
+    history::SeedEnd,
     kernel::{Level, OutputPlace, Refused},
 };
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,13 @@ pub enum Part {
         /// How many.
         length: u64,
     },
+    /// The name of a chunk that lists the chunks which make up the bytes.
+    Chunked {
+        /// blake3 of that chunk, the index.
+        index: Hash,
+        /// How many bytes the chunks have together.
+        length: u64,
+    },
 }
 
 impl Part {
@@ -32,7 +40,7 @@ impl Part {
     pub fn length(&self) -> u64 {
         match self {
             Self::Inline(bytes) => bytes.len() as u64,
-            Self::Chunk { length, .. } => *length,
+            Self::Chunk { length, .. } | Self::Chunked { length, .. } => *length,
         }
     }
 }
@@ -43,6 +51,9 @@ impl std::fmt::Debug for Part {
             Self::Inline(bytes) => write!(f, "inline({} bytes)", bytes.len()),
             Self::Chunk { hash, length } => {
                 write!(f, "chunk({:02x}{:02x}…, {length} bytes)", hash[0], hash[1])
+            }
+            Self::Chunked { index, length } => {
+                write!(f, "chunks({:02x}{:02x}…, {length} bytes)", index[0], index[1])
             }
         }
     }
@@ -57,6 +68,19 @@ pub struct StateGroup {
     pub kind: String,
     /// The pickle stream, then its out-of-band buffers.
     pub parts: Vec<Part>,
+}
+
+impl StateGroup {
+    /// The chunks the group names itself, each with the length of the bytes it stands for.
+    /// Versions of a large part may share most of what an index lists: this counts each whole.
+    pub fn chunks(&self) -> impl Iterator<Item = (Hash, u64)> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Chunk { hash, length } | Part::Chunked { index: hash, length } => {
+                Some((*hash, *length))
+            }
+            Part::Inline(_) => None,
+        })
+    }
 }
 
 /// What one cell changed.
@@ -172,6 +196,26 @@ pub enum Entry {
         /// The name.
         name: String,
     },
+    /// The log begins with what a member of an earlier group had; in pieces. Needs an unused log.
+    Adopt {
+        /// Bytes that came before.
+        offset: u64,
+        /// The next ones of that member's [`super::KernelLog`], in MessagePack.
+        bytes: Bytes,
+        /// How many there are.
+        total: u64,
+        /// Why, for people.
+        cause: String,
+    },
+    /// The log begins with a state that was made elsewhere; in pages. Needs that no cell has run.
+    Seed {
+        /// Groups that came before.
+        skip: u64,
+        /// The next ones.
+        groups: Vec<(String, StateGroup)>,
+        /// The rest, with the last page.
+        end: Option<SeedEnd>,
+    },
 }
 
 /// What became of an entry when it was applied. Every replica computes the same.
@@ -218,6 +262,10 @@ pub enum Applied {
         /// The cell whose state came back.
         to: Seq,
     },
+    /// The log holds so many bytes, or groups, of what it is to begin with.
+    Holding(u64),
+    /// The log has begun with what it was given.
+    Begun,
     /// The name is kept, or forgotten.
     Kept,
     /// What was asked for cannot be done; nothing was changed.

@@ -477,25 +477,17 @@ fn inline_bytes(group: &StateGroup) -> u64 {
     let names: u64 = group.names.iter().map(|name| name.len() as u64).sum();
     let parts = group.parts.iter().map(|part| match part {
         Part::Inline(bytes) => bytes.len() as u64,
-        Part::Chunk { .. } => CHUNK_NAME_BYTES,
+        Part::Chunk { .. } | Part::Chunked { .. } => CHUNK_NAME_BYTES,
     });
     names + parts.sum::<u64>()
 }
 
-/// The chunks a group names, with their lengths.
-fn chunks(group: &StateGroup) -> impl Iterator<Item = (Hash, u64)> {
-    group.parts.iter().filter_map(|part| match part {
-        Part::Chunk { hash, length } => Some((*hash, *length)),
-        Part::Inline(_) => None,
-    })
-}
-
 /// Bytes of chunks that only the way back names: what was replaced less what stayed.
 fn chunks_lost<'a>(before: &Before, now: impl Iterator<Item = &'a StateGroup>) -> u64 {
-    let kept: BTreeSet<Hash> = now.flat_map(chunks).map(|(hash, _)| hash).collect();
+    let kept: BTreeSet<Hash> = now.flat_map(StateGroup::chunks).map(|(hash, _)| hash).collect();
     let old = before.groups.iter().filter_map(|(_, group)| group.as_ref());
     let lost: BTreeMap<Hash, u64> =
-        old.flat_map(chunks).filter(|(hash, _)| !kept.contains(hash)).collect();
+        old.flat_map(StateGroup::chunks).filter(|(hash, _)| !kept.contains(hash)).collect();
     lost.values().sum()
 }
 

@@ -13,6 +13,7 @@ use callboard_protocol::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    beginning::Beginning,
     entry::{Applied, Entry, Hash, LoggedOutput, StateDelta, StateGroup},
     history::{Ended, History, RewindTo, UndoRefusal, first_line},
 };
@@ -64,7 +65,7 @@ pub struct KernelLog {
     open: Option<OpenTerm>,
     last_term: Term,
     last_executor: Option<ReplicaId>,
-    last_loss: Option<String>,
+    pub(super) last_loss: Option<String>,
     accepted: Seq,
     pub(super) completed: Seq,
     pending: VecDeque<PendingCell>,
@@ -81,6 +82,8 @@ pub struct KernelLog {
     parked: bool,
     #[serde(default)]
     pub(super) history: History,
+    #[serde(default)]
+    pub(super) beginning: Beginning,
 }
 
 impl KernelLog {
@@ -103,6 +106,8 @@ impl KernelLog {
             Entry::Rewind { id, at, to } => self.rewind(id, at, &to),
             Entry::Checkpoint { name, at } => kept(self.keep(name, at)),
             Entry::DropCheckpoint { name } => kept(self.drop_checkpoint(&name)),
+            Entry::Adopt { offset, bytes, total, cause } => self.adopt(offset, bytes, total, cause),
+            Entry::Seed { skip, groups, end } => self.seed(skip, groups, end),
         }
     }
 
@@ -133,7 +138,7 @@ impl KernelLog {
         if horizon.is_some_and(|horizon| horizon < self.forgotten) {
             return Applied::Expired;
         }
-        if self.pending.len() >= QUEUE_DEPTH_MAX {
+        if self.pending.len() >= QUEUE_DEPTH_MAX || self.beginning.is_adopting() {
             return Applied::QueueFull;
         }
         self.accepted = self.accepted.next();
@@ -144,7 +149,8 @@ impl KernelLog {
     }
 
     fn takeover(&mut self, opening: OpenTerm, base: Seq) -> Applied {
-        if self.open.is_some() || opening.term != self.last_term.next() || base != self.completed {
+        let is_due = opening.term == self.last_term.next() && base == self.completed;
+        if self.open.is_some() || !is_due || self.beginning.is_under_way() {
             return Applied::Ignored;
         }
         self.open = Some(opening);
@@ -207,7 +213,7 @@ impl KernelLog {
         }
     }
 
-    fn abandon(&mut self, term: Term, cause: String) -> Applied {
+    pub(super) fn abandon(&mut self, term: Term, cause: String) -> Applied {
         let Some(open) = self.open.filter(|open| open.term == term) else {
             return Applied::Ignored;
         };

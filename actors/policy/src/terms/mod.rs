@@ -4,6 +4,7 @@
 //! [`Executor`] is one replica's local machine: what it proposes and does, given what it saw.
 //! No clock takes part in safety; time only decides when something is tried.
 
+mod beginning;
 mod entry;
 mod executor;
 mod history;

@@ -48,7 +48,9 @@ impl Proposal {
             Entry::Emit { .. }
             | Entry::Rewind { .. }
             | Entry::Checkpoint { .. }
-            | Entry::DropCheckpoint { .. } => {
+            | Entry::DropCheckpoint { .. }
+            | Entry::Adopt { .. }
+            | Entry::Seed { .. } => {
                 unreachable!("the executor's machine proposes no {entry:?}")
             }
         }

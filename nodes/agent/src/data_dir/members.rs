@@ -1,11 +1,15 @@
 //! Which members of Raft groups this directory has held: of the system group, and of kernels.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use callboard_protocol::{DiskId, KernelId, NodeId, ReplicaId};
+use callboard_protocol::{DiskId, GroupId, KernelId, NodeId, ReplicaId};
 use serde::{Deserialize, Serialize};
 
 use super::{DataDir, DataDirError, read_if_there, sync_parent, write_durably};
+
+/// Kernels' members on a disk, each with the group it is of: a kernel that was recovered from a lost
+/// majority has another group than before.
+pub type NotedMembers = BTreeMap<(KernelId, ReplicaId), GroupId>;
 
 /// This node's member of the system group: the content of `membership.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,14 +62,15 @@ impl DataDir {
         write_durably(&path, text.as_bytes())
     }
 
-    /// The kernels' members that have run on this disk and were not removed.
+    /// The kernels' members that have run on this disk and were not removed, each with the group
+    /// it is of.
     ///
     /// # Errors
     /// [`DataDirError`] if the directory cannot be read.
-    pub fn noted_members(&self) -> Result<BTreeSet<(KernelId, ReplicaId)>, DataDirError> {
+    pub fn noted_members(&self) -> Result<NotedMembers, DataDirError> {
         let path = self.root.join("members");
         let fail = |source| DataDirError::io("read", &path, source);
-        let mut members = BTreeSet::new();
+        let mut members = NotedMembers::new();
         for entry in fs::read_dir(&path).map_err(fail)? {
             let name = entry.map_err(fail)?.file_name();
             members.extend(name.to_str().and_then(parse_member));
@@ -73,21 +78,21 @@ impl DataDir {
         Ok(members)
     }
 
-    /// Remembers that a kernel's member runs on this disk, durably.
+    /// Remembers that a member of a kernel's group runs on this disk, durably.
     ///
     /// # Errors
     /// [`DataDirError`] if that cannot be written.
-    pub fn note_member(&self, kernel: KernelId, replica: ReplicaId) -> Result<(), DataDirError> {
-        let path = self.member_path(kernel, replica);
+    pub fn note_member(&self, group: &GroupId, replica: ReplicaId) -> Result<(), DataDirError> {
+        let path = self.member_path(group, replica);
         if path.exists() { Ok(()) } else { write_durably(&path, b"") }
     }
 
-    /// Forgets a kernel's member.
+    /// Forgets a member of a kernel's group.
     ///
     /// # Errors
     /// [`DataDirError`] if that cannot be written.
-    pub fn forget_member(&self, kernel: KernelId, replica: ReplicaId) -> Result<(), DataDirError> {
-        let path = self.member_path(kernel, replica);
+    pub fn forget_member(&self, group: &GroupId, replica: ReplicaId) -> Result<(), DataDirError> {
+        let path = self.member_path(group, replica);
         match fs::remove_file(&path).and_then(|()| sync_parent(&path)) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 Err(DataDirError::io("remove", &path, source))
@@ -96,12 +101,14 @@ impl DataDir {
         }
     }
 
-    fn member_path(&self, kernel: KernelId, replica: ReplicaId) -> PathBuf {
-        self.root.join("members").join(format!("{kernel}-{replica}"))
+    fn member_path(&self, group: &GroupId, replica: ReplicaId) -> PathBuf {
+        self.root.join("members").join(format!("{group}-{replica}"))
     }
 }
 
-fn parse_member(name: &str) -> Option<(KernelId, ReplicaId)> {
-    let (kernel, replica) = name.rsplit_once('-')?;
-    Some((kernel.parse().ok()?, ReplicaId(replica.parse().ok()?)))
+fn parse_member(name: &str) -> Option<((KernelId, ReplicaId), GroupId)> {
+    let (group, replica) = name.rsplit_once('-')?;
+    let group: GroupId = group.parse().ok()?;
+    let (kernel, _) = group.kernel()?;
+    Some(((kernel, ReplicaId(replica.parse().ok()?)), group))
 }

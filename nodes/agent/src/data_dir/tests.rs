@@ -1,6 +1,6 @@
 use std::os::unix::fs::PermissionsExt as _;
 
-use callboard_protocol::{KernelId, ReplicaId};
+use callboard_protocol::{GroupId, KernelId, ReplicaId};
 
 use super::*;
 
@@ -99,16 +99,19 @@ fn every_life_has_a_higher_number_than_all_before() {
 fn members_are_remembered_until_forgotten() {
     let root = tempfile::tempdir().unwrap();
     let (a, b) = (KernelId::generate(), KernelId::generate());
+    let (first, later) = (GroupId::of_kernel(a, 0), GroupId::of_kernel(b, 2));
     let dir = open(root.path()).unwrap();
-    dir.note_member(a, ReplicaId(1)).unwrap();
-    dir.note_member(a, ReplicaId(1)).unwrap();
-    dir.note_member(b, ReplicaId(12)).unwrap();
+    dir.note_member(&first, ReplicaId(1)).unwrap();
+    dir.note_member(&first, ReplicaId(1)).unwrap();
+    dir.note_member(&later, ReplicaId(12)).unwrap();
     drop(dir);
     let dir = open(root.path()).unwrap();
-    assert_eq!(dir.noted_members().unwrap(), [(a, ReplicaId(1)), (b, ReplicaId(12))].into());
-    dir.forget_member(a, ReplicaId(1)).unwrap();
-    dir.forget_member(a, ReplicaId(1)).unwrap();
-    assert_eq!(dir.noted_members().unwrap(), [(b, ReplicaId(12))].into());
+    let of_b = ((b, ReplicaId(12)), later.clone());
+    let both = [((a, ReplicaId(1)), first.clone()), of_b.clone()].into();
+    assert_eq!(dir.noted_members().unwrap(), both);
+    dir.forget_member(&first, ReplicaId(1)).unwrap();
+    dir.forget_member(&first, ReplicaId(1)).unwrap();
+    assert_eq!(dir.noted_members().unwrap(), [of_b].into());
 }
 
 #[test]

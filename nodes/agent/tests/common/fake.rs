@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use callboard_agent::{ReplicaFactory, ReplicaHandle, SharedSpec};
 use callboard_control::DesiredState;
 use callboard_protocol::{
-    ActorKind, ClusterId, Envelope, GroupId, NodeId, ReplicaId, Subject,
-    control::{KernelSpec, MemberChange, MemberChanged, Standing},
+    ActorKind, ClusterId, Envelope, KernelId, NodeId, ReplicaId, Subject, SubjectPattern,
+    control::{Holdings, KernelSpec, MemberChange, MemberChanged, Standing},
 };
 use callboard_replicated::{Group, GroupOptions, Replicator};
 use callboard_runtime::{Address, ChildSpec, Mail, Restart};
@@ -38,6 +38,7 @@ struct FakeState {
     spec: KernelSpec,
     replica: ReplicaId,
     group: Group<DesiredState>,
+    answering: tokio::task::JoinHandle<()>,
 }
 
 struct Handle(Address<FakeMsg>);
@@ -93,10 +94,10 @@ impl Actor for Fake {
             found: is_founder.then_some(founders),
             ..GroupOptions::new(DesiredState::default())
         };
-        let id = GroupId::from(spec.kernel);
-        let (group, _) = world.replicator.open_group(id, replica, options).await?;
+        let (group, _) = world.replicator.open_group(spec.group(), replica, options).await?;
         me.send_message(FakeMsg::Drive.into())?;
-        Ok(FakeState { world, spec, replica, group })
+        let answering = tokio::spawn(answer(world.clone(), spec.kernel, replica, group.clone()));
+        Ok(FakeState { world, spec, replica, group, answering })
     }
 
     async fn post_stop(
@@ -104,6 +105,7 @@ impl Actor for Fake {
         _me: ActorRef<Mail<FakeMsg>>,
         state: &mut FakeState,
     ) -> Result<(), ActorProcessingErr> {
+        state.answering.abort();
         state.group.shutdown().await;
         Ok(())
     }
@@ -124,12 +126,43 @@ impl Actor for Fake {
     }
 }
 
+/// Says what a replica says of itself and its group.
+async fn answer(
+    world: FakeReplicas,
+    kernel: KernelId,
+    replica: ReplicaId,
+    group: Group<DesiredState>,
+) {
+    let pattern = |kind, id| SubjectPattern::Verbs { cluster: world.cluster.clone(), kind, id };
+    let own = format!("{kernel}-{replica}");
+    let mut of_kernel =
+        world.bus.subscribe(&pattern(ActorKind::Kernel, kernel.to_string())).await.unwrap();
+    let mut own = world.bus.subscribe(&pattern(ActorKind::Replica, own)).await.unwrap();
+    loop {
+        tokio::select! {
+            Some(message) = own.next() => {
+                let holdings = Holdings::default();
+                let _ = typed::answer(&*world.bus, &message, Ok(holdings)).await;
+            }
+            Some(message) = of_kernel.next() => {
+                if group.is_leader() && group.read_barrier(Duration::from_secs(1)).await.is_ok() {
+                    let _ = typed::answer(&*world.bus, &message, Ok(replica)).await;
+                }
+            }
+            else => return,
+        }
+    }
+}
+
 impl FakeState {
     /// A joiner says that it votes; a member says that the leavers are out.
     async fn drive(&mut self) -> Result<(), ()> {
         let Some(own) = self.spec.replicas.get(&self.replica) else { return Ok(()) };
         if own.standing == Standing::Joiner {
             self.say(self.replica, MemberChange::Joined).await?;
+        }
+        if self.spec.recovery.is_some() {
+            self.say(self.replica, MemberChange::Recovered).await?;
         }
         let own = self.spec.replicas[&self.replica].standing;
         let leavers = self.spec.replicas.iter().filter(|(_, it)| it.standing == Standing::Leaver);

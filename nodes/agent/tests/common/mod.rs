@@ -1,6 +1,7 @@
 //! Several nodes in one process, on an in-memory bus, simulated disks and a paused clock, with
 //! replicas that do no more than exist.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 mod fake;
 
@@ -11,14 +12,17 @@ use std::{
 };
 
 use callboard_agent::{
-    DataDir, MachineId, MemberKey, NodeParts, NodeServices, ReplicaFactory, RunningNode,
+    DataDir, MachineId, MemberKey, NodeParts, NodeServices, ReplicaFactory, Reserve, RunningNode,
+    Storage, StorageOptions,
 };
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::{
     ActorKind, ClusterId, Envelope, Fault, KernelId, NodeId, Subject,
-    control::{KernelSpec, NodeHealth, NodeList, Standing, StartKernel},
+    control::{
+        KernelSpec, NodeHealth, NodeList, RecoverKernel, RecoveryPlan, Standing, StartKernel,
+    },
 };
-use callboard_replicated::{ReplicatorOptions, SimDisk};
+use callboard_replicated::{ChunkStore, ReplicatorOptions, SimDisk};
 use callboard_runtime::universe::Universe;
 use callboard_transport::{Bus, FaultPlan, Lanes, MemoryNet, typed};
 use serde::{Serialize, de::DeserializeOwned};
@@ -52,6 +56,13 @@ pub(crate) struct TestCluster {
 
 pub(crate) fn node(n: u32) -> NodeId {
     NodeId::new(format!("node-{n}")).unwrap()
+}
+
+/// A disk without a reserve: it would take up room of the machine that runs the tests.
+fn storage(root: &std::path::Path) -> Storage {
+    let options = StorageOptions { disk_reserve_bytes: 0, ..StorageOptions::default() };
+    let chunks = ChunkStore::open(&root.join("chunks")).unwrap();
+    Storage::new(chunks, root.to_owned(), Arc::new(Reserve::open(root, 0)), options)
 }
 
 pub(crate) fn cluster() -> ClusterId {
@@ -117,6 +128,7 @@ impl TestCluster {
                 python: watch::channel(None).1,
                 crash: Arc::new(|| {}),
                 seed: self.seed + u64::from(*n),
+                storage: storage(dir.root()),
                 dir,
             };
             async move {
@@ -165,6 +177,11 @@ impl TestCluster {
         self.disk(n).flip_bit(&path, at + name.len() + 1, 3);
     }
 
+    /// The data directory of a node.
+    pub(crate) fn directory(&self, n: u32) -> &std::path::Path {
+        self.machines[&n].directory.path()
+    }
+
     pub(crate) fn running(&self, n: u32) -> &RunningNode {
         self.machines[&n].running.as_ref().unwrap()
     }
@@ -203,6 +220,13 @@ impl TestCluster {
         typed::ask(&*self.operator, &subject, &envelope, request, Duration::from_secs(2)).await
     }
 
+    /// Asks for a recovery once; the control plane takes seconds to see that a group is dead.
+    pub(crate) async fn recover(&self, request: &RecoverKernel) -> Result<RecoveryPlan, Fault> {
+        let subject = Subject::actor(&cluster(), ActorKind::Control, "main", "recover_kernel");
+        let envelope = Envelope::default();
+        typed::ask(&*self.operator, &subject, &envelope, request, Duration::from_secs(15)).await
+    }
+
     /// Asks until `accept` makes something of the answer.
     pub(crate) async fn until<Rep: DeserializeOwned, T>(
         &self,
@@ -239,7 +263,13 @@ impl TestCluster {
 
     /// Starts a kernel of three and waits until its members run.
     pub(crate) async fn start_kernel(&self, kernel: KernelId) -> KernelSpec {
-        let request = StartKernel { kernel, name: None, replicas: 3, options: Default::default() };
+        let request = StartKernel {
+            kernel,
+            name: None,
+            replicas: 3,
+            options: Default::default(),
+            origin: None,
+        };
         let spec: KernelSpec = self.until("a kernel", "start_kernel", &request, Some).await;
         self.until_running(&spec).await;
         spec

@@ -104,7 +104,7 @@ impl Kernel {
     fn state(&self) -> String {
         let text = |(name, group): (&String, &StateGroup)| match &group.parts[0] {
             Part::Inline(bytes) => format!("{name}={}", String::from_utf8_lossy(bytes)),
-            Part::Chunk { .. } => format!("{name}=chunk"),
+            Part::Chunk { .. } | Part::Chunked { .. } => format!("{name}=chunk"),
         };
         self.log.manifest().iter().map(text).collect::<Vec<_>>().join(" ")
     }
@@ -283,11 +283,15 @@ fn the_table_shows_cells_numbers_first_lines_and_what_was_undone() {
 fn a_log_from_before_there_was_a_history_still_reads_and_begins_one() {
     let kernel = three_cells();
     let bytes = rmp_serde::to_vec(&kernel.log).unwrap();
-    // The history is the last element of the array: an older version wrote one fewer.
-    let history = rmp_serde::to_vec(&kernel.log.history).unwrap();
-    let mut old = bytes[..bytes.len() - history.len()].to_vec();
-    assert!(old[0] == 0xdc && bytes.ends_with(&history), "an array of 16 or more");
-    let count = u16::from_be_bytes([old[1], old[2]]) - 1;
+    // The history is the last element but one of the array: an older version wrote two fewer.
+    let newer = [
+        rmp_serde::to_vec(&kernel.log.history).unwrap(),
+        rmp_serde::to_vec(&kernel.log.beginning).unwrap(),
+    ]
+    .concat();
+    let mut old = bytes[..bytes.len() - newer.len()].to_vec();
+    assert!(old[0] == 0xdc && bytes.ends_with(&newer), "an array of 16 or more");
+    let count = u16::from_be_bytes([old[1], old[2]]) - 2;
     old[1..3].copy_from_slice(&count.to_be_bytes());
     let log: KernelLog = rmp_serde::from_slice(&old).unwrap();
     let mut kernel = Kernel { log, sent: 3 };

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 use async_trait::async_trait;
 use callboard_protocol::{KernelId, control::Standby, kernel::ReplicaRole};
 use clap::Parser;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use self::{fleet::Fleet, process::Tree};
 use super::{
@@ -41,6 +41,8 @@ const REACH_WITHIN_S: f64 = 3.0;
 /// Kernels in a burst, and bursts that are sampled.
 const BURST: usize = 5;
 const BURSTS: usize = 10;
+/// How long standbys may take to have their Python processes.
+const WARM_WITHIN: Duration = Duration::from_secs(60);
 /// After so long all that starting left behind has settled: views, pools, freed memory.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -192,22 +194,39 @@ async fn bursts(fleet: &Fleet) -> Result<Figure, Failure> {
 /// What a standby with a warm Python process has to itself: the processes that appear on the nodes
 /// of a kernel's standbys when it starts.
 async fn hot_standby(fleet: &Fleet) -> Result<Figure, Failure> {
-    let figure = |mib| Figure::held("mib_per_hot_standby", mib, "MiB", Bar::AtMost(30.0));
     let before: BTreeSet<u32> = Tree::now().family(fleet.cluster.up_pid());
     let kernel: KernelId = fleet.start(Standby::Hot).await?;
+    // A cell settles who executes, and with it who stands by.
+    if fleet.cell(kernel).await.is_none() {
+        return Err(Failure::new(Exit::Failed, format!("kernel {kernel} ran no cell")));
+    }
     let status = fleet.cluster.client().kernel(kernel).show().await?;
     let nodes = fleet.cluster.client().control().list_nodes().await?.nodes;
-    sleep(SETTLE).await;
-    let tree = Tree::now();
-    let mut unique = Vec::new();
-    for standby in status.replicas.iter().filter(|it| it.role == ReplicaRole::Standby) {
-        let Some(node) = nodes.iter().find(|it| it.node == standby.node) else { continue };
-        let new = tree.family(node.pid).into_iter().filter(|pid| !before.contains(pid));
-        let all: Vec<f64> = new.filter_map(process::memory).map(|it| it.unique_mib).collect();
-        // The largest is the kernel; what stands beside it, if anything, waits for it to end.
-        if let Some(largest) = all.into_iter().reduce(f64::max) {
-            unique.push(largest);
-        }
+    let standbys: BTreeSet<_> = status
+        .replicas
+        .iter()
+        .filter(|it| it.role == ReplicaRole::Standby)
+        .filter_map(|it| nodes.iter().find(|node| node.node == it.node).map(|node| node.pid))
+        .collect();
+    let until = Instant::now() + WARM_WITHIN;
+    let mut unique = unique_mib(&standbys, &before);
+    while unique.len() < standbys.len() && Instant::now() < until {
+        sleep(SETTLE).await;
+        unique = unique_mib(&standbys, &before);
     }
-    Ok(figure(Samples::new(unique).median()))
+    // What it still imports is its own, too.
+    sleep(SETTLE).await;
+    let mib = Samples::new(unique_mib(&standbys, &before)).median();
+    Ok(Figure::held("mib_per_hot_standby", mib, "MiB", Bar::AtMost(30.0)))
+}
+
+/// Private memory of the largest process that is new on each of these nodes, if one is: the
+/// kernel. What stands beside it, if anything, waits for it to end.
+fn unique_mib(nodes: &BTreeSet<u32>, before: &BTreeSet<u32>) -> Vec<f64> {
+    let tree = Tree::now();
+    let largest = |node: &u32| {
+        let new = tree.family(*node).into_iter().filter(|pid| !before.contains(pid));
+        new.filter_map(process::memory).map(|it| it.unique_mib).reduce(f64::max)
+    };
+    nodes.iter().filter_map(largest).collect()
 }

@@ -9,11 +9,13 @@ def _describe(value):
             text = f"{value.shape} {value.dtype} {value.tobytes().hex()}"
         elif kind.startswith("pandas.") and hasattr(value, "to_csv"):
             text = value.to_csv()
+        elif isinstance(value, (set, frozenset)):
+            text = str(sorted(map(repr, value)))
         else:
             text = re.sub(r"\b0x[0-9a-f]+", "0x", repr(value))
     except Exception as error:
-        return f"{kind}, {type(error).__name__} instead of a text"
-    return f"{kind} {text[:60]!r} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        return f"{kind} = no text: {type(error).__name__}"
+    return f"{kind} = {text[:100]!r} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 for _name in sorted(globals()):

@@ -17,7 +17,7 @@ const NODE_IS_LOST_ONE_OF: u32 = 5;
 /// A loss before a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Kill {
-    /// The place of the cell that follows; the number of cells if it is the bench's own last one.
+    /// The place of the cell that follows. Behind the notebook's cells are two of the bench.
     pub(super) before: usize,
     /// What is lost.
     pub(super) loss: Loss,
@@ -34,7 +34,7 @@ pub(super) struct Plan {
 }
 
 /// The losses of a notebook of `cells` cells, in their order. One is in the first half, the last one
-/// after the notebook's last cell. Several may fall between the same two cells.
+/// between the two cells of the bench that follow. Several may fall between the same two cells.
 pub(super) fn plan(seed: u64, path: &str, cells: usize) -> Plan {
     let digest = Sha256::new().chain_update(seed.to_be_bytes()).chain_update(path).finalize();
     let mut rng = StdRng::from_seed(digest.into());
@@ -44,7 +44,7 @@ pub(super) fn plan(seed: u64, path: &str, cells: usize) -> Plan {
         let more = LOSSES_MIN.max((cells - 1) / PLACES_PER_LOSS) - 1;
         places.extend((0..more).map(|_| rng.random_range(1..cells)));
     }
-    places.push(cells);
+    places.push(cells + 1);
     places.sort_unstable();
     let kill = |before| {
         let is_node = rng.random_range(0..NODE_IS_LOST_ONE_OF) == 0;
@@ -73,7 +73,7 @@ mod tests {
                 let between = kills.iter().filter(|kill| kill.before < cells).count();
                 assert!(between >= LOSSES_MIN.max((cells - 1) / PLACES_PER_LOSS));
                 assert!((1..=cells / 2).contains(&kills[0].before), "{kills:?}");
-                assert_eq!(kills.last().map(|kill| kill.before), Some(cells));
+                assert_eq!(kills.last().map(|kill| kill.before), Some(cells + 1));
                 assert!(kills.is_sorted_by_key(|kill| kill.before));
             }
         }

@@ -2,6 +2,7 @@
 //! end with the outputs of plain ipykernel.
 
 mod environment;
+mod figures;
 mod kills;
 mod library;
 mod outputs;
@@ -9,22 +10,20 @@ mod plain;
 mod trial;
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
+use callboard_protocol::control::Standby;
 use clap::Parser;
 
-use self::{library::Notebook, plain::Exclusion};
+use self::{figures::Found, library::Notebook, plain::Exclusion};
 use super::{
     Bench,
-    failover::Loss,
     local_cluster::LocalCluster,
     options::{Options, interruptible, parse},
-    report::{Bar, Figure, Machine, Report},
-    stats::Samples,
+    report::{Machine, Report},
 };
 use crate::{
     context::Context,
@@ -119,10 +118,9 @@ async fn run(context: &Context, args: &NotebooksArgs) -> Outcome {
         Failure::environment(format!("plain ipykernel on {python} cannot run notebooks: {why}"))
     })?;
     let mut bench = Run { cluster: &cluster, args, options: &options, found: Found::default() };
-    let result = bench.try_in_order(&wanted).await;
+    bench.try_in_order(&wanted).await;
     let found = bench.found;
     cluster.stop().await;
-    result?;
     let figures = found.figures(is_partial(args));
     let report =
         Report { bench: "notebooks", seed: options.seed, machine: Machine::here(), figures };
@@ -143,7 +141,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Tries notebooks until enough of them ran.
-    async fn try_in_order(&mut self, notebooks: &[Notebook]) -> Result<(), Failure> {
+    async fn try_in_order(&mut self, notebooks: &[Notebook]) {
         let usual = if self.options.quick { COUNT_QUICK } else { COUNT };
         let count = self.args.count.unwrap_or(usual);
         say(&format!(
@@ -160,121 +158,46 @@ impl Run<'_> {
                 say(&format!("stopped after {}: the machine is slow", self.found.run));
                 break;
             }
-            if let Err(exclusion) = self.try_one(notebook).await? {
+            if let Err(exclusion) = self.try_one(notebook).await {
                 say(&format!("{}: not taken, {exclusion}", notebook.label()));
                 *self.found.excluded.entry(exclusion.reason()).or_default() += 1;
             }
         }
-        Ok(())
     }
 
-    async fn try_one(&mut self, notebook: &Notebook) -> Result<Result<(), Exclusion>, Failure> {
+    async fn try_one(&mut self, notebook: &Notebook) -> Result<(), Exclusion> {
         let within = if self.options.quick { PLAIN_WITHIN_QUICK } else { PLAIN_WITHIN };
         let python = self.options.python.as_deref().unwrap_or(Path::new("python3"));
         let scratch = self.cluster.path().join("scratch").join(&notebook.digest);
-        let measured = plain::twice(python, notebook, self.cluster.path(), &scratch, within).await;
-        let measure = match measured {
-            Ok(measure) => measure,
-            Err(exclusion) => return Ok(Err(exclusion)),
-        };
+        let measure = plain::twice(python, notebook, self.cluster.path(), &scratch, within).await?;
         let plan = kills::plan(self.options.seed, &notebook.path, notebook.cells.len());
         let start = Instant::now();
         let ran = trial::run(self.cluster, notebook, &plan, &scratch.join("ours"), within).await;
         let whole = start.elapsed();
-        let found = &mut self.found;
-        found.run += 1;
-        found.cells += notebook.cells.len();
-        found.kills += plan.kills.len();
-        found.nodes_lost += plan.kills.iter().filter(|kill| kill.loss == Loss::Node).count();
-        found.images += measure.transcript.images();
-        found.names += measure.transcript.names();
-        found.plain_s.push(measure.seconds);
-        let differences = match ran {
-            Ok(ran) => {
-                found.callboard_s.push(ran.seconds);
-                found.refused += ran.refused.len();
-                let mut told = measure.transcript.differences(&ran.transcript);
-                told.extend(measure.transcript.names_differing(&ran.transcript));
-                told.extend(ran.refused.into_iter().map(|name| format!("left behind: {name}")));
-                told
-            }
-            Err(why) => vec![why],
-        };
+        let differences = self.found.take(&plan, &measure, ran);
         let head = format!(
-            "[{}] {}: {} cells, {} kills, {:?} standbys, plain {:.1} s, with kills {:.1} s",
-            found.run,
+            "[{}] {}: {} cells, {} kills, {}, plain {:.1} s, with kills {:.1} s",
+            self.found.run,
             notebook.label(),
             notebook.cells.len(),
             plan.kills.len(),
-            plan.standby,
+            if plan.standby == Standby::Hot { "hot standbys" } else { "thin standbys" },
             measure.seconds,
             whole.as_secs_f64()
         );
         if differences.is_empty() {
             say(&format!("{head}: equal"));
         } else {
-            found.differing += 1;
             let told = differences.join("\n    ");
             say(&format!("{head}: DIFFERS\n    {told}\n  again: {}", self.command(notebook)));
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
     /// The command line that repeats just this notebook, with the same losses.
     fn command(&self, notebook: &Notebook) -> String {
         let (folder, path, seed) = (self.args.folder.display(), &notebook.path, self.options.seed);
         format!("callboard bench notebooks {folder} --only {path} --seed {seed}")
-    }
-}
-
-/// What was found.
-#[derive(Debug, Default)]
-struct Found {
-    run: usize,
-    differing: usize,
-    cells: usize,
-    kills: usize,
-    nodes_lost: usize,
-    images: usize,
-    names: usize,
-    refused: usize,
-    excluded: BTreeMap<&'static str, usize>,
-    plain_s: Vec<f64>,
-    callboard_s: Vec<f64>,
-}
-
-impl Found {
-    fn figures(self, is_partial: bool) -> Vec<Figure> {
-        let count = |name: &str, value: usize| Figure::plain(name, value as f64, "count");
-        let run = self.run as f64;
-        let mut figures = vec![
-            if is_partial {
-                Figure::plain("notebooks_run", run, "count")
-            } else {
-                Figure::held("notebooks_run", run, "count", Bar::AtLeast(COUNT as f64))
-            },
-            Figure::held(
-                "notebooks_differing",
-                if self.run == 0 { f64::NAN } else { self.differing as f64 },
-                "count",
-                Bar::AtMost(0.0),
-            ),
-            count("cells_run", self.cells),
-            count("kills", self.kills),
-            count("kills_of_nodes", self.nodes_lost),
-            count("images_compared", self.images),
-            count("names_compared", self.names),
-            count("names_left_behind", self.refused),
-        ];
-        for reason in Exclusion::REASONS {
-            let excluded = self.excluded.get(reason).copied().unwrap_or(0);
-            figures.push(count(&format!("excluded_{reason}"), excluded));
-        }
-        for (name, seconds) in [("plain", self.plain_s), ("callboard", self.callboard_s)] {
-            let samples = Samples::new(seconds);
-            figures.push(Figure::plain(format!("{name}_cells_p50_s"), samples.median(), "s"));
-        }
-        figures
     }
 }
 
@@ -288,30 +211,10 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_run_is_held_to_twenty_and_a_partial_one_is_not() {
-        let run = |words: &[&str]| {
-            let found = Found { run: 19, ..Found::default() };
-            found.figures(is_partial(&args(words)))[0].holds
-        };
-        assert_eq!(run(&[]), Some(false));
-        assert_eq!(run(&["--quick"]), None);
-        assert_eq!(run(&["--only", "x", "/folder"]), None);
-    }
-
-    #[test]
-    fn a_difference_misses_the_bar_and_so_does_a_run_of_nothing() {
-        let differing = |found: Found| found.figures(false)[1].holds;
-        assert_eq!(differing(Found { run: 20, ..Found::default() }), Some(true));
-        assert_eq!(differing(Found { run: 20, differing: 1, ..Found::default() }), Some(false));
-        assert_eq!(differing(Found::default()), Some(false));
-    }
-
-    #[test]
-    fn each_reason_has_its_figure() {
-        let excluded = BTreeMap::from([(Exclusion::TooLong.reason(), 2)]);
-        let figures = Found { excluded, ..Found::default() }.figures(false);
-        let of = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap().value;
-        assert_eq!(of("excluded_too_long"), 2.0);
-        assert_eq!(of("excluded_needs_network"), 0.0);
+    fn a_run_of_fewer_notebooks_is_partial() {
+        let partial = |words: &[&str]| is_partial(&args(words));
+        assert!(!partial(&[]) && !partial(&["/folder", "--seed", "2"]));
+        assert!(partial(&["--quick"]) && partial(&["--count", "2"]));
+        assert!(partial(&["--only", "x", "/folder"]));
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct Transcript {
     pub(super) cells: Vec<CellOutputs>,
     /// The bench's own last cell: a line for each name of the session.
     pub(super) closing: CellOutputs,
+    /// The same cell once more, after the last loss.
+    pub(super) closing_again: CellOutputs,
 }
 
 /// What a cell showed.
@@ -162,30 +164,23 @@ impl Transcript {
         found
     }
 
-    /// Keeps of the closing cell only the lines that `other`'s has too.
+    /// Keeps of the closing cell only the names that `other`'s has too, with the same type: their
+    /// values may be drawn at random.
     pub(super) fn keep_common_names(&mut self, other: &Self) {
-        let common: BTreeSet<&str> = other.closing.stdout().lines().collect();
+        let common: BTreeSet<&str> = other.closing.stdout().lines().map(head).collect();
         let kept: Vec<&str> =
-            self.closing.stdout().lines().filter(|line| common.contains(line)).collect();
+            self.closing.stdout().lines().map(head).filter(|head| common.contains(head)).collect();
         let text = kept.join("\n");
         self.closing = CellOutputs::default();
         self.closing.streams.insert("stdout".to_owned(), text);
     }
 
-    /// Lines of the closing cell that `other`'s lacks, the first few of them with what it has in
-    /// their place.
+    /// Names that `other` lacks or has with another type, and names that the last loss changed in
+    /// `other`: the first few of them, in words.
     pub(super) fn names_differing(&self, other: &Self) -> Vec<String> {
-        let name_of = |line: &str| line.split(':').next().unwrap_or_default().to_owned();
-        let others: BTreeMap<String, &str> =
-            other.closing.stdout().lines().map(|line| (name_of(line), line)).collect();
-        let mut found: Vec<String> = Vec::new();
-        for line in self.closing.stdout().lines() {
-            match others.get(&name_of(line)) {
-                Some(same) if *same == line => {}
-                Some(changed) => found.push(format!("{} became {}", short(line), short(changed))),
-                None => found.push(format!("{} is missing", short(line))),
-            }
-        }
+        let (before, after) = (other.closing.stdout(), other.closing_again.stdout());
+        let mut found = lines_differing(self.closing.stdout().lines(), before.lines().map(head));
+        found.extend(lines_differing(before.lines(), after.lines()));
         found.truncate(TOLD_MAX);
         found
     }
@@ -199,6 +194,26 @@ impl Transcript {
     pub(super) fn images(&self) -> usize {
         self.cells.iter().map(CellOutputs::images).sum()
     }
+}
+
+/// A closing cell's line without the value: name and type.
+fn head(line: &str) -> &str {
+    line.split(" = ").next().unwrap_or(line)
+}
+
+/// Lines of the names on the left that are other ones on the right, or missing there.
+fn lines_differing<'a>(
+    left: impl Iterator<Item = &'a str>,
+    right: impl Iterator<Item = &'a str>,
+) -> Vec<String> {
+    let name_of = |line: &'a str| line.split(':').next().unwrap_or(line);
+    let right: BTreeMap<&str, &str> = right.map(|line| (name_of(line), line)).collect();
+    left.filter_map(|line| match right.get(name_of(line)) {
+        Some(same) if *same == line => None,
+        Some(changed) => Some(format!("{} became {}", short(line), short(changed))),
+        None => Some(format!("{} is missing", short(line))),
+    })
+    .collect()
 }
 
 /// The first line in which two texts differ.

@@ -66,7 +66,8 @@ async fn on_kernel(
     let within = within + CELL_PATIENCE;
     let mut ran = Ran { transcript: Transcript::default(), seconds: 0.0, refused: Vec::new() };
     execute(kernel, &super::enter(scratch), within).await?;
-    let codes = notebook.cells.iter().map(String::as_str).chain([CLOSING]);
+    // The closing cell runs before the last loss and after it.
+    let codes = notebook.cells.iter().map(String::as_str).chain([CLOSING, CLOSING]);
     for (place, code) in codes.enumerate() {
         for kill in plan.kills.iter().filter(|kill| kill.before == place) {
             let lost = lose(cluster, kernel, kill.loss, plan.standby).await;
@@ -81,8 +82,10 @@ async fn on_kernel(
             let status = show(kernel).await?;
             ran.refused =
                 status.refused.iter().map(|it| format!("{} ({})", it.name, it.reason)).collect();
-        } else {
+        } else if place == notebook.cells.len() {
             ran.transcript.closing = outputs;
+        } else {
+            ran.transcript.closing_again = outputs;
         }
     }
     Ok(ran)

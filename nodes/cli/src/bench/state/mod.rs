@@ -1,6 +1,7 @@
 //! `callboard bench state`: a table of Python sessions, each run, failed over and checked on another
-//! replica. All hold, or are refused by name.
+//! replica. All hold, or are refused by name. Then large sessions, whose changes must be cheap.
 
+mod namespaces;
 mod snippet;
 mod trial;
 
@@ -12,7 +13,7 @@ use futures::{StreamExt as _, stream};
 use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use tokio::sync::RwLock;
 
-use self::snippet::Snippet;
+use self::{namespaces::Namespace, snippet::Snippet};
 use super::{
     Bench,
     failover::Loss,
@@ -45,7 +46,8 @@ pub struct State;
 struct StateArgs {
     #[command(flatten)]
     options: Options,
-    /// Only snippets whose name contains this.
+    /// Only snippets and namespaces whose name contains this; namespaces are called
+    /// `namespace-array`, `-objects`, `-frame` and `-model`.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
 }
@@ -61,7 +63,7 @@ impl Bench for State {
     }
 
     fn duration(&self) -> Duration {
-        Duration::from_secs(400)
+        Duration::from_secs(900)
     }
 
     async fn run(&self, context: &Context, args: &[String]) -> Outcome {
@@ -92,12 +94,22 @@ fn plan(all: Vec<Snippet>, args: &StateArgs) -> Vec<(Snippet, Loss)> {
     chosen.into_iter().enumerate().map(|(place, snippet)| (snippet, loss(place))).collect()
 }
 
+/// The namespaces of this run.
+fn large(args: &StateArgs) -> Vec<&'static Namespace> {
+    let is_wanted = |namespace: &&Namespace| {
+        let name = format!("namespace-{}", namespace.name);
+        args.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    };
+    namespaces::ALL.iter().filter(is_wanted).collect()
+}
+
 async fn run(context: &Context, args: &StateArgs) -> Outcome {
     let table = snippet::all()
         .map_err(|error| Failure::new(Exit::Internal, format!("the table of snippets: {error}")))?;
     let plan = plan(table, args);
-    if plan.is_empty() {
-        return Err(Failure::usage("no snippet has that in its name"));
+    let large = large(args);
+    if plan.is_empty() && large.is_empty() {
+        return Err(Failure::usage("no snippet and no namespace has that in its name"));
     }
     let cluster = LocalCluster::start(3, &args.options).await?;
     let total = plan.len();
@@ -136,8 +148,17 @@ async fn run(context: &Context, args: &StateArgs) -> Outcome {
         }
     }
     drop(trials);
+    let mut figures = figures(seconds, failed, args);
+    for namespace in large {
+        match namespaces::run(&cluster, namespace, args.options.quick).await {
+            Ok(found) => figures.extend(found),
+            Err(why) => {
+                say(&format!("namespace-{}: FAILED: {why}", namespace.name));
+                figures.push(namespace.not_measured());
+            }
+        }
+    }
     cluster.stop().await;
-    let figures = figures(seconds, failed, args);
     let report =
         Report { bench: "state", seed: args.options.seed, machine: Machine::here(), figures };
     report.print(args.options.printer(context))

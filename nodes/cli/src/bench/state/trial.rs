@@ -45,7 +45,7 @@ async fn on_kernel(
 ) -> Result<(), String> {
     let fill = |code: &str| code.replace("{dir}", &scratch.display().to_string());
     for (number, code) in snippet.cells.iter().enumerate() {
-        let ran = execute(kernel, &fill(code)).await?;
+        let ran = execute(kernel, &fill(code), CELL_WITHIN).await?;
         if ran.raised == snippet.raises.contains(&number) {
             continue;
         }
@@ -63,7 +63,7 @@ async fn on_kernel(
     }
     let first = wait_for_executor(kernel, |_| true).await?;
     let second = fail_over(cluster, kernel, &first, loss, true).await?;
-    let ran = execute(kernel, &fill(&snippet.check)).await?;
+    let ran = execute(kernel, &fill(&snippet.check), CELL_WITHIN).await?;
     let after = wait_for_executor(kernel, |_| true).await?;
     if loss == Loss::Node {
         nodes_whole(cluster).await?;
@@ -78,14 +78,21 @@ async fn on_kernel(
     Ok(())
 }
 
-struct Ran {
-    raised: bool,
-    text: String,
+/// What a cell did.
+pub(super) struct Ran {
+    /// Whether it raised.
+    pub(super) raised: bool,
+    /// What it printed.
+    pub(super) text: String,
 }
 
 /// Runs a cell durably; whether it raised, and what it printed.
-async fn execute(kernel: &KernelClient, code: &str) -> Result<Ran, String> {
-    let timeout = Some(CELL_WITHIN);
+pub(super) async fn execute(
+    kernel: &KernelClient,
+    code: &str,
+    within: Duration,
+) -> Result<Ran, String> {
+    let timeout = Some(within);
     let mut cell = kernel.execute(code, ExecuteOptions { timeout, ..Default::default() });
     let mut ran = Ran { raised: false, text: String::new() };
     while let Some(event) = cell.next().await {

@@ -77,16 +77,35 @@ fn the_number_and_the_text_of_a_result_count_and_so_does_an_error() {
     assert_eq!(cell(&[]).differences(&error).len(), 1);
 }
 
+fn closing(before: &str, after: &str) -> Transcript {
+    Transcript {
+        cells: Vec::new(),
+        closing: cell(&[stream("stdout", before)]),
+        closing_again: cell(&[stream("stdout", after)]),
+    }
+}
+
 #[test]
-fn names_on_which_the_plain_runs_agree_are_held_against_the_session() {
-    let transcript =
-        |names: &str| Transcript { cells: Vec::new(), closing: cell(&[stream("stdout", names)]) };
-    let mut plain = transcript("a: int 1\nt: float 0.1\nx: str 'x'");
-    plain.keep_common_names(&transcript("a: int 1\nt: float 0.2\nx: str 'x'"));
-    assert_eq!(plain.names(), 2);
-    assert!(plain.names_differing(&transcript("a: int 1\nt: float 0.3\nx: str 'x'")).is_empty());
-    let lost = plain.names_differing(&transcript("a: int 2"));
-    assert_eq!(lost, ["\"a: int 1\" became \"a: int 2\"", "\"x: str 'x'\" is missing"]);
+fn names_and_types_on_which_the_plain_runs_agree_are_held_against_the_session() {
+    let mut plain = closing("a: int = 1\nt: float = 0.1\nx: str = 'x'\ny: int = 1", "");
+    plain.keep_common_names(&closing("a: int = 1\nt: float = 0.2\nx: str = 'x'\ny: str = ''", ""));
+    assert_eq!(plain.names(), 3);
+    let random = "a: int = 1\nt: float = 0.3\nx: str = 'x'";
+    assert_eq!(plain.names_differing(&closing(random, random)), [""; 0]);
+    let lost = "a: Unavailable = <'a'>\nt: float = 0.3";
+    assert_eq!(
+        plain.names_differing(&closing(lost, lost)),
+        ["\"a: int\" became \"a: Unavailable\"", "\"x: str\" is missing"]
+    );
+}
+
+#[test]
+fn a_value_that_the_last_loss_changed_is_told() {
+    let plain = closing("", "");
+    assert_eq!(
+        plain.names_differing(&closing("a: int = 1\nb: int = 2", "a: int = 2")),
+        ["\"a: int = 1\" became \"a: int = 2\"", "\"b: int = 2\" is missing"]
+    );
 }
 
 #[test]

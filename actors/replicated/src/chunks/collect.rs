@@ -1,0 +1,112 @@
+//! What goes: chunks that nobody names, for good.
+
+use std::{collections::HashSet, sync::atomic::Ordering, time::Duration};
+
+use callboard_protocol::OwnerId;
+use tokio::time::Instant;
+
+use super::{
+    error::ChunkError,
+    id::ChunkId,
+    pins::{ChunkPins, Waiting},
+    store::{ChunkStore, Collected, QUARANTINE, blocking, remove_file},
+};
+
+impl ChunkStore {
+    /// The owner's chunks that nobody put or was promised within `grace`, and nothing under way
+    /// needs.
+    #[must_use]
+    pub fn idle(&self, owner: &OwnerId, grace: Duration) -> Vec<ChunkId> {
+        let Some(before) = Instant::now().checked_sub(grace) else { return Vec::new() };
+        self.index().owners.get(owner).map(|it| it.idle(before)).unwrap_or_default()
+    }
+
+    /// Removes those of `ids` that are still idle for `grace`: the caller knows that nothing names
+    /// them. Damaged chunks set aside as long ago go as well.
+    ///
+    /// # Errors
+    /// [`ChunkError::Io`]; what was removed before stays removed.
+    pub async fn remove_idle(
+        &self,
+        owner: &OwnerId,
+        ids: Vec<ChunkId>,
+        grace: Duration,
+    ) -> Result<Collected, ChunkError> {
+        let Some(before) = Instant::now().checked_sub(grace) else {
+            return Ok(Collected::default());
+        };
+        let (store, owner) = (self.clone(), owner.clone());
+        blocking(move || {
+            let mut collected = Collected::default();
+            for id in ids {
+                // Under the lock, so that nobody is promised a chunk between look and removal.
+                let mut index = store.index();
+                let of_owner = index.owner(&owner);
+                if !of_owner.is_idle(id, before) {
+                    continue;
+                }
+                let path = store.path(&owner, id);
+                remove_file(&path)?;
+                collected.bytes += of_owner.remove(id).map_or(0, |entry| entry.length);
+                collected.chunks += 1;
+            }
+            store.remove_damaged(&owner, before)?;
+            let counters = store.counters();
+            counters.collected_chunks.fetch_add(collected.chunks, Ordering::Relaxed);
+            counters.collected_bytes.fetch_add(collected.bytes, Ordering::Relaxed);
+            Ok(collected)
+        })
+        .await
+    }
+
+    fn remove_damaged(&self, owner: &OwnerId, before: Instant) -> Result<(), ChunkError> {
+        let mut index = self.index();
+        let damaged = &mut index.owner(owner).damaged;
+        let old: Vec<_> =
+            damaged.iter().filter(|(_, it)| it.since <= before).map(|(id, _)| *id).collect();
+        for id in old {
+            let path = self.owner_directory(owner).join(format!("{QUARANTINE}{id}"));
+            remove_file(&path)?;
+            damaged.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Removes up to `most` of the owner's chunks that are idle for `grace` and that no member on
+    /// this node names; or says for whom that has to wait.
+    ///
+    /// # Errors
+    /// [`ChunkError::Io`].
+    pub async fn collect_unnamed(
+        &self,
+        pins: &ChunkPins,
+        owner: &OwnerId,
+        grace: Duration,
+        most: usize,
+    ) -> Result<Result<Collected, Waiting>, ChunkError> {
+        // In this order: what is named from here on was put, or promised, within the grace period.
+        let idle = self.idle(owner, grace);
+        let named = match pins.named(owner) {
+            Ok(named) => named,
+            Err(_) if idle.is_empty() => return Ok(Ok(Collected::default())),
+            Err(waiting) => return Ok(Err(waiting)),
+        };
+        let garbage = idle.into_iter().filter(|id| !named.contains(id)).take(most).collect();
+        self.remove_idle(owner, garbage, grace).await.map(Ok)
+    }
+
+    /// Removes the owner's chunks that are not in `live` and idle for `grace`, and damaged ones as
+    /// old.
+    ///
+    /// # Errors
+    /// [`ChunkError::Io`].
+    pub async fn collect(
+        &self,
+        owner: &OwnerId,
+        live: &HashSet<ChunkId>,
+        grace: Duration,
+    ) -> Result<Collected, ChunkError> {
+        let garbage = self.idle(owner, grace).into_iter().filter(|id| !live.contains(id)).collect();
+        self.remove_idle(owner, garbage, grace).await
+    }
+}
