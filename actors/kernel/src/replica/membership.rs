@@ -9,7 +9,7 @@ use std::{
 };
 
 use callboard_policy::{
-    failure::NodesView,
+    failure::{NodeView, NodesView},
     terms::{Input, OpenTerm},
 };
 use callboard_protocol::{
@@ -24,6 +24,8 @@ use super::{Internal, ReplicaState, starting::life_of_node, tell};
 
 /// Log entries a learner may lack when it is made a voter: the next append brings them.
 const LAG_ENTRIES_MAX: u64 = 16;
+/// Beats of a node that was started again within which its replicas are back.
+const BEATS_TO_RETURN: u64 = 12;
 /// How long to wait for a learner to say whether its chunks are complete.
 const READINESS_WITHIN: Duration = Duration::from_millis(500);
 /// How long the control plane may take to note a change.
@@ -104,8 +106,7 @@ fn suspects(
                 seen.how.clone().unwrap_or_else(silent)
             } else if disk.is_some_and(|disk| disk != seen.disk) {
                 "it came back with another disk".to_owned()
-            } else if of_term.is_some_and(|open| seen.incarnation > life_of_node(open.incarnation))
-            {
+            } else if of_term.is_some_and(|open| is_in_another_life(seen, open)) {
                 "it was started again".to_owned()
             } else {
                 continue;
@@ -122,6 +123,13 @@ fn suspects(
         suspects.insert(*replica, cause);
     }
     suspects
+}
+
+/// Whether a node was started again since it opened the term, and for so long that its replica, if it
+/// had come back, would have said so itself and known why the life before ended.
+fn is_in_another_life(seen: &NodeView, open: &OpenTerm) -> bool {
+    let beats = seen.last_beat.as_ref().map_or(0, |beat| beat.number);
+    seen.incarnation > life_of_node(open.incarnation) && beats >= BEATS_TO_RETURN
 }
 
 impl ReplicaState {
@@ -252,8 +260,9 @@ impl ReplicaState {
 
 #[cfg(test)]
 mod tests {
-    use callboard_policy::failure::NodeView;
-    use callboard_protocol::{DiskId, Incarnation, KernelId, OwnerId, Term, control::ReplicaSpec};
+    use callboard_protocol::{
+        DiskId, Incarnation, KernelId, OwnerId, Term, control::ReplicaSpec, node::Beat,
+    };
 
     use super::*;
     use crate::replica::starting::LIVES_BITS;
@@ -289,14 +298,23 @@ mod tests {
         Members { voters: map(voters), learners: map(learners) }
     }
 
-    fn view(spec: &KernelSpec, life: u64) -> NodesView {
+    fn beat(member: &ReplicaSpec, life: u64, number: u64) -> Beat {
+        let beat = serde_json::json!({
+            "node": member.node, "disk": member.disk, "incarnation": life, "number": number,
+            "pid": 1, "host": "h", "replicas": 1, "running_cells": 0, "epoch": 1,
+            "suspects": [], "python_problem": null,
+        });
+        serde_json::from_value(beat).unwrap()
+    }
+
+    fn view(spec: &KernelSpec, life: u64, beats: u64) -> NodesView {
         let seen = |member: &ReplicaSpec| NodeView {
             health: NodeHealth::Up,
             incarnation: Incarnation(life),
             disk: member.disk,
             silent_ms: 3,
             how: None,
-            last_beat: None,
+            last_beat: Some(beat(member, life, beats)),
         };
         let nodes = spec.replicas.values().map(|it| (it.node.clone(), seen(it))).collect();
         NodesView { nodes, ..NodesView::default() }
@@ -312,11 +330,13 @@ mod tests {
             incarnation: Incarnation((3 << LIVES_BITS) + 7),
         };
         let found = |view: &NodesView| suspects(view, &members, &spec, Some(&open));
-        assert_eq!(found(&view(&spec, 3)), BTreeMap::new(), "the same life");
-        let restarted = found(&view(&spec, 4));
+        assert_eq!(found(&view(&spec, 3, 99)), BTreeMap::new(), "the same life");
+        let early = found(&view(&spec, 4, BEATS_TO_RETURN - 1));
+        assert_eq!(early, BTreeMap::new(), "its replica may still come and say why");
+        let restarted = found(&view(&spec, 4, BEATS_TO_RETURN));
         assert_eq!(restarted.keys().copied().collect::<Vec<_>>(), [ReplicaId(1)]);
         assert!(restarted[&ReplicaId(1)].contains("node-1: it was started again"));
-        let mut wiped = view(&spec, 1);
+        let mut wiped = view(&spec, 1, 1);
         wiped.nodes.get_mut(&node(1)).unwrap().disk = DiskId::generate();
         assert!(found(&wiped)[&ReplicaId(1)].contains("another disk"));
         wiped.outage = Some("the broker is away".to_owned());
