@@ -103,6 +103,7 @@ mod tests {
                 name: name.map(str::to_owned),
                 replicas: 1,
                 places: vec![(NodeId::new("node-1").unwrap(), DiskId(Uuid::nil()))],
+                settings: Default::default(),
             };
             state.apply(index, command);
         }

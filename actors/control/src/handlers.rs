@@ -26,7 +26,7 @@ pub(crate) async fn start_kernel(
     request: StartKernel,
 ) -> Result<KernelSpec, Fault> {
     check_start(&request)?;
-    let StartKernel { kernel, name, replicas } = request;
+    let StartKernel { kernel, name, replicas, settings } = request;
     let owner = envelope.owner.clone();
     let nodes = context.args.nodes.borrow().clone();
     let places = context.args.group.read(|state| {
@@ -50,7 +50,7 @@ pub(crate) async fn start_kernel(
         let apart = placement.chosen.into_iter().filter(|it| taken.insert(it.node.clone()));
         Ok(apart.map(|it| (it.node, it.disk)).collect())
     })?;
-    let command = Command::StartKernel { kernel, owner, name, replicas, places };
+    let command = Command::StartKernel { kernel, owner, name, replicas, places, settings };
     match propose(context, command).await? {
         Outcome::Kernel(spec) => {
             context.announce_kernel(kernel, "started", &spec).await;

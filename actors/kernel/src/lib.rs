@@ -29,7 +29,7 @@ use callboard_transport::Lanes;
 use tokio::sync::watch;
 
 pub use machine::KernelMachine;
-pub use python::PythonConfig;
+pub use python::{FileOptions, PythonConfig};
 pub use replica::{Replica, ReplicaMsg};
 
 /// What a replica needs of the node it lives on.
@@ -53,6 +53,8 @@ pub struct NodeContext {
     pub exchange: ChunkExchange,
     /// How to run Python.
     pub python: PythonConfig,
+    /// Where the files of sessions are.
+    pub files: FileOptions,
     /// Where sockets and pid files go; private to the node.
     pub run_dir: PathBuf,
     /// How the nodes are.

@@ -17,7 +17,8 @@ use std::{
 
 use callboard_client::{Client, ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_kernel::{
-    NodeContext, NodeStats, PythonConfig, Replica, ReplicaArgs, ReplicaMsg, python::unpack_package,
+    FileOptions, NodeContext, NodeStats, PythonConfig, Replica, ReplicaArgs, ReplicaMsg,
+    python::unpack_package,
 };
 use callboard_policy::failure::{NodeView, NodesView};
 use callboard_protocol::{
@@ -76,6 +77,7 @@ impl Cluster {
             replicas,
             replica_next: ReplicaId(4),
             version: 1,
+            settings: Default::default(),
         };
         let mut cluster = Self {
             net: MemoryNet::new(1, FaultPlan::default()),
@@ -129,7 +131,9 @@ impl Cluster {
                 program: python(),
                 package_dir: unpack_package(&directory.join("python")).unwrap(),
                 capture_budget_ms: 60_000,
+                directory: None,
             },
+            files: FileOptions::new(directory.join("work")),
             run_dir,
             nodes: self.nodes.subscribe(),
             stats: Arc::new(NodeStats::default()),

@@ -17,6 +17,27 @@ pub struct StartKernel {
     pub name: Option<String>,
     /// How many replicas: 1, 3 or 5.
     pub replicas: u8,
+    /// What else its sessions shall have.
+    #[serde(default, skip_serializing_if = "KernelSettings::is_default")]
+    pub settings: KernelSettings,
+}
+
+/// What a kernel was started with beside its replicas. Stored in logs: add defaulted fields at the
+/// end only.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelSettings {
+    /// The absolute path of the directory its session starts in, on every node; none is the
+    /// session's own, whose files travel.
+    #[serde(default)]
+    pub directory: Option<String>,
+}
+
+impl KernelSettings {
+    /// Whether nothing out of the ordinary was asked for.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Ends a kernel for good. Its id is never used again.
@@ -57,6 +78,9 @@ pub struct KernelSpec {
     pub replica_next: ReplicaId,
     /// Changes with every change of the entry.
     pub version: u64,
+    /// What else it was started with.
+    #[serde(default, skip_serializing_if = "KernelSettings::is_default")]
+    pub settings: KernelSettings,
 }
 
 /// One member that should exist.

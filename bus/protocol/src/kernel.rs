@@ -215,6 +215,9 @@ pub struct KernelStatus {
     pub state_bytes: u64,
     /// Why the last executor term was given up, if one was.
     pub last_loss: Option<String>,
+    /// Files of the working directory that travel with the session.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
 }
 
 /// A variable that cannot be carried to another replica.

@@ -158,6 +158,7 @@ fn kernel_messages_keep_their_first_version() {
             refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
             state_bytes: 4096,
             last_loss: None,
+            files: Vec::new(),
         },
     );
 }
@@ -165,7 +166,15 @@ fn kernel_messages_keep_their_first_version() {
 #[test]
 fn control_messages_keep_their_first_version() {
     let kernel = KernelId(uuid(3));
-    holds("start_kernel", &StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3 });
+    holds(
+        "start_kernel",
+        &StartKernel {
+            kernel,
+            name: Some("demo".to_owned()),
+            replicas: 3,
+            settings: KernelSettings::default(),
+        },
+    );
     holds("stop_kernel", &StopKernel { kernel });
     holds("find_kernel", &FindKernel { text: "demo".to_owned() });
     let replica = |number, standing| {
@@ -184,6 +193,7 @@ fn control_messages_keep_their_first_version() {
         ]),
         replica_next: ReplicaId(4),
         version: 9,
+        settings: KernelSettings::default(),
     };
     holds("kernel_list", &KernelList { kernels: vec![spec] });
     let status = NodeStatus {

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use callboard_kernel::{NodeContext, Replica, ReplicaArgs, ReplicaMsg};
-use callboard_protocol::{ReplicaId, control::KernelSpec};
+use callboard_protocol::{KernelId, ReplicaId, control::KernelSpec};
 use callboard_runtime::{Address, ChildSpec, Mail, Restart};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
@@ -54,6 +54,15 @@ impl ReplicaFactory for KernelReplicas {
             },
         );
         (child.stop_within(STOP_WITHIN), Arc::new(Handle { address, cell }))
+    }
+
+    fn forget(&self, kernel: KernelId, is_stopped: bool) {
+        let files = self.context.files.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = files.forget(kernel, is_stopped) {
+                tracing::warn!(%kernel, %error, "the files of a kernel could not be removed");
+            }
+        });
     }
 
     fn running_cells(&self) -> u32 {

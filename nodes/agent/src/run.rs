@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use callboard_kernel::{NodeContext, NodeStats, PythonConfig, python::unpack_package};
+use callboard_kernel::{FileOptions, NodeContext, NodeStats, PythonConfig, python::unpack_package};
 use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
 use callboard_protocol::NodeId;
 use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, ReplicatorOptions};
@@ -52,6 +52,8 @@ pub struct NodeOptions {
     pub python: PathBuf,
     /// Longest time one capture of a session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
+    /// Where the files of sessions are, and what of them travels.
+    pub files: FileOptions,
     /// How long to wait for a broker that is down when the node starts.
     pub broker_wait: Duration,
     /// When the other nodes are suspected and given up.
@@ -188,7 +190,9 @@ async fn start(
                 program: options.python.clone(),
                 package_dir,
                 capture_budget_ms: options.capture_budget_ms,
+                directory: None,
             },
+            files: options.files.clone(),
             run_dir,
             nodes: services.nodes.clone(),
             stats: Arc::new(NodeStats::default()),

@@ -45,7 +45,12 @@ fn three_nodes_form_the_system_group_and_its_leader_starts_kernels() {
         }
         let spec = cluster.start_kernel(kernel(1)).await;
         assert_eq!(places(&spec).len(), 3, "no two on one node");
-        let request = StartKernel { kernel: kernel(1), name: None, replicas: 3 };
+        let request = StartKernel {
+            kernel: kernel(1),
+            name: None,
+            replicas: 3,
+            settings: Default::default(),
+        };
         let again: KernelSpec = cluster.try_ask("start_kernel", &request).await.unwrap();
         assert_eq!(again, spec);
         let other = StartKernel { name: Some("other".to_owned()), ..request };
@@ -70,7 +75,12 @@ fn a_stopped_kernels_members_end_everywhere() {
                 universe.advance(Duration::from_millis(50)).await;
             }
         }
-        let request = StartKernel { kernel: kernel(1), name: None, replicas: 3 };
+        let request = StartKernel {
+            kernel: kernel(1),
+            name: None,
+            replicas: 3,
+            settings: Default::default(),
+        };
         let fault = cluster.try_ask::<_, KernelSpec>("start_kernel", &request).await.unwrap_err();
         assert!(fault.message.contains("was stopped"), "{fault}");
         cluster.stop().await;

@@ -105,6 +105,10 @@ pub struct StartArgs {
     /// How many replicas: 1, 3 or 5.
     #[arg(long, default_value_t = 3, value_parser = replicas)]
     pub replicas: u8,
+    /// Start the session in this directory of every node, whose files do not travel, and not in
+    /// its own.
+    #[arg(long, value_name = "PATH")]
+    pub directory: Option<String>,
     /// Return once the kernel can run cells.
     #[arg(long)]
     pub wait: bool,

@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use callboard_protocol::ClusterId;
+use callboard_kernel::FileOptions;
+use callboard_protocol::{ClusterId, NodeId};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -13,6 +14,11 @@ use crate::exit::Failure;
 
 /// Most nodes that one machine runs: more than this many processes help nobody.
 const NODES_MAX: u16 = 64;
+
+/// Most files that may be carried: each is named in the kernel's log, which every snapshot holds.
+const FILES_MAX: u64 = 100_000;
+/// Most that carried files may have together: what changed is read into memory after a cell.
+const FILES_TOTAL_MAX_MIB: u64 = 4_096;
 
 /// A cluster on one machine. configs/cluster.toml explains every key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +50,16 @@ pub struct ClusterConfig {
     pub gone_after_ms: u64,
     /// How long the capture of a kernel's state may take.
     pub capture_budget_s: u64,
+    /// Holds one directory per kernel, whose files travel; empty: `work` in the node's folder.
+    pub session_directory: PathBuf,
+    /// Directories that every node sees under the same path; files there are not carried.
+    pub shared_directories: Vec<PathBuf>,
+    /// Largest file that is carried.
+    pub carry_file_max_mib: u64,
+    /// Most that the carried files of one kernel may have together.
+    pub carry_files_total_max_mib: u64,
+    /// Most files that are carried for one kernel.
+    pub carry_files_max: u64,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
 }
@@ -64,6 +80,11 @@ impl Default for ClusterConfig {
             suspect_after_ms: 1500,
             gone_after_ms: 60_000,
             capture_budget_s: 60,
+            session_directory: PathBuf::new(),
+            shared_directories: Vec::new(),
+            carry_file_max_mib: 16,
+            carry_files_total_max_mib: 256,
+            carry_files_max: 10_000,
             otlp_endpoint: String::new(),
         }
     }
@@ -169,6 +190,24 @@ impl ClusterConfig {
         ] {
             check(low < high, format!("{high_key} is {high}; it must be above {low_key}, {low}"));
         }
+        for path in self.shared_directories.iter().chain(given_path(&self.session_directory)) {
+            let shown = path.display();
+            check(
+                path.is_absolute(),
+                format!("'{shown}' is no absolute path; every node must find it"),
+            );
+        }
+        check(
+            self.carry_files_max <= FILES_MAX,
+            format!("carry_files_max is {}; use at most {FILES_MAX}", self.carry_files_max),
+        );
+        check(
+            self.carry_files_total_max_mib <= FILES_TOTAL_MAX_MIB,
+            format!(
+                "carry_files_total_max_mib is {}; use at most {FILES_TOTAL_MAX_MIB}, and a shared directory for more",
+                self.carry_files_total_max_mib
+            ),
+        );
         let endpoint = &self.otlp_endpoint;
         let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         check(
@@ -176,6 +215,26 @@ impl ClusterConfig {
             format!("otlp_endpoint is '{endpoint}'; use a URL such as http://127.0.0.1:4318"),
         );
         problems
+    }
+
+    /// Where `node`, whose folder is `data`, keeps the files of sessions.
+    #[must_use]
+    pub fn files(&self, node: &NodeId, data: &Path) -> FileOptions {
+        let root = match given(&self.session_directory) {
+            None => data.join("work"),
+            Some(root) if self.shared_directories.iter().any(|it| root.starts_with(it)) => {
+                root.to_owned()
+            }
+            // Nodes of one machine must not write into each other's.
+            Some(root) => root.join(node.as_str()),
+        };
+        FileOptions {
+            shared: self.shared_directories.clone(),
+            file_bytes_max: self.carry_file_max_mib.saturating_mul(1 << 20),
+            total_bytes_max: self.carry_files_total_max_mib.saturating_mul(1 << 20),
+            files_max: self.carry_files_max,
+            ..FileOptions::new(std::path::absolute(&root).unwrap_or(root))
+        }
     }
 
     /// The cluster's id. [`Self::validate`] has checked it.
@@ -190,6 +249,10 @@ impl ClusterConfig {
 /// A path that was given, or `None` for the empty one that means "search".
 #[must_use]
 pub fn given(path: &Path) -> Option<&Path> {
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
+fn given_path(path: &PathBuf) -> Option<&PathBuf> {
     (!path.as_os_str().is_empty()).then_some(path)
 }
 
@@ -217,6 +280,10 @@ fn listed(known: &Table) -> String {
 fn from_text(text: &str, like: &Value) -> Value {
     match (like, text.parse::<i64>()) {
         (Value::Integer(_), Ok(number)) => Value::Integer(number),
+        (Value::Array(_), _) => env::split_paths(text)
+            .map(|path| Value::String(path.to_string_lossy().into_owned()))
+            .collect::<Vec<_>>()
+            .into(),
         _ => Value::String(text.to_owned()),
     }
 }
@@ -259,6 +326,24 @@ mod tests {
         assert_eq!(config.election_timeout_max_ms, timing.election_timeout_max_ms);
         assert_eq!(config.suspect_after_ms, failure.suspect_after_ms);
         assert_eq!(config.gone_after_ms, failure.gone_after_ms);
+    }
+
+    #[test]
+    fn a_session_directory_is_one_per_node_unless_all_nodes_see_it() {
+        let node = NodeId::new("node-2").unwrap();
+        let root = |text: &str| build(text).unwrap().files(&node, Path::new("/d")).root;
+        assert_eq!(root(""), Path::new("/d/work"));
+        assert_eq!(root("session_directory = '/s'"), Path::new("/s/node-2"));
+        let shared = "session_directory = '/nfs/s'\nshared_directories = ['/nfs']";
+        assert_eq!(root(shared), Path::new("/nfs/s"));
+        let problems = build("shared_directories = ['x']\ncarry_files_max = 1000000").unwrap_err();
+        assert!(problems[0].contains("'x' is no absolute path"), "{problems:?}");
+        assert!(problems[1].contains("carry_files_max is 1000000"), "{problems:?}");
+        let environment =
+            |key: &str| (key == "CALLBOARD_SHARED_DIRECTORIES").then(|| "/a:/b".to_owned());
+        let config =
+            ClusterConfig::build(Table::new(), environment, &Overrides::default()).unwrap();
+        assert_eq!(config.shared_directories, [Path::new("/a"), Path::new("/b")]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use callboard_client::Client;
 use callboard_protocol::{
     KernelId, ReplicaId,
-    control::{KernelSpec, StartKernel},
+    control::{KernelSettings, KernelSpec, StartKernel},
     kernel::{KernelStatus, ReplicaRole},
 };
 use serde::Serialize;
@@ -45,7 +45,8 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
 async fn start(context: &Context, args: StartArgs) -> Outcome {
     let client = context.connect().await?;
     let kernel = KernelId::generate();
-    let request = StartKernel { kernel, name: args.name, replicas: args.replicas };
+    let settings = KernelSettings { directory: args.directory };
+    let request = StartKernel { kernel, name: args.name, replicas: args.replicas, settings };
     let spec = client.control().start_kernel(&request).await?;
     if args.wait {
         wait_ready(&client, kernel).await?;
@@ -140,14 +141,13 @@ fn describe(shown: &Shown) -> String {
         ),
         format!("state      {} bytes, {} names", status.state_bytes, status.names.len()),
     ];
-    if !status.names.is_empty() {
-        let more = status.names.len().saturating_sub(NAMES_SHOWN);
-        let shown = status.names.iter().take(NAMES_SHOWN).map(String::as_str);
-        let mut text = shown.collect::<Vec<_>>().join(" ");
-        if more > 0 {
-            text.push_str(&format!(" … and {more} more"));
+    if let Some(directory) = &spec.settings.directory {
+        lines.push(format!("directory  {directory}"));
+    }
+    for (label, names) in [("names", &status.names), ("files", &status.files)] {
+        if !names.is_empty() {
+            lines.push(format!("{label}      {}", listed(names)));
         }
-        lines.push(format!("names      {text}"));
     }
     for refused in &status.refused {
         lines.push(format!("not kept   {}: {}", refused.name, refused.reason));
@@ -162,6 +162,15 @@ fn describe(shown: &Shown) -> String {
     lines.push(String::new());
     lines.push(table(&["replica", "node", "role", "lag"], rows));
     lines.join("\n")
+}
+
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(NAMES_SHOWN).map(|name| name.escape_debug().to_string());
+    let text = shown.collect::<Vec<_>>().join(" ");
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => text,
+        more => format!("{text} … and {more} more"),
+    }
 }
 
 /// A replica as `callboard kill` takes it.

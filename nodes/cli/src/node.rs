@@ -60,6 +60,7 @@ pub async fn run(args: NodeArgs) -> Outcome {
     let _telemetry = telemetry::init(args.id.as_str(), endpoint).map_err(Failure::usage)?;
     let python = find_python(&config.python_program)?;
     let options = NodeOptions {
+        files: config.files(&args.id, &args.data),
         data_dir: args.data,
         node: args.id,
         credentials,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use callboard_protocol::{
-    DiskId, Fault, FaultCode, KernelId, NodeId, OwnerId, ReplicaId, control::KernelSpec,
+    DiskId, Fault, FaultCode, KernelId, NodeId, OwnerId, ReplicaId,
+    control::{KernelSettings, KernelSpec},
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,9 @@ pub enum Command {
         replicas: u8,
         /// Where its founders go.
         places: Vec<(NodeId, DiskId)>,
+        /// What else it was asked for with.
+        #[serde(default)]
+        settings: KernelSettings,
     },
     /// A kernel should not exist any more.
     StopKernel {

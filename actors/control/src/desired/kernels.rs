@@ -3,7 +3,7 @@
 use callboard_policy::repair::in_flight;
 use callboard_protocol::{
     DiskId, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelSpec, ReplicaSpec, Standing},
+    control::{KernelSettings, KernelSpec, ReplicaSpec, Standing},
 };
 
 use super::{
@@ -41,14 +41,14 @@ impl DesiredState {
     pub(super) fn start_kernel(
         &mut self,
         kernel: KernelId,
-        owner: OwnerId,
-        name: Option<String>,
-        replicas: u8,
+        (owner, name, replicas, settings): (OwnerId, Option<String>, u8, KernelSettings),
         places: Vec<(NodeId, DiskId)>,
     ) -> Outcome {
         if let Some(spec) = self.kernels.get(&kernel) {
-            let is_same =
-                spec.owner == owner && spec.name == name && spec.replicas_wanted == replicas;
+            let is_same = spec.owner == owner
+                && spec.name == name
+                && spec.replicas_wanted == replicas
+                && spec.settings == settings;
             return if is_same {
                 Outcome::AlreadySo(spec.clone())
             } else {
@@ -70,6 +70,7 @@ impl DesiredState {
             replicas: [].into(),
             replica_next: ReplicaId(1),
             version: 1,
+            settings,
         };
         for (node, disk) in places {
             add_member(&mut spec, node, disk, Standing::Founder);

@@ -29,6 +29,7 @@ fn start(n: u128, who: &str, name: Option<&str>) -> Command {
         name: name.map(str::to_owned),
         replicas: 3,
         places: (1..=3).map(|n| (node(n), disk(n))).collect(),
+        settings: Default::default(),
     }
 }
 

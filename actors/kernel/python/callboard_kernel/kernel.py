@@ -26,6 +26,7 @@ from ipykernel.utils import _async_in_context
 
 from . import PROTOCOL_VERSION, live
 from .channel import Channel
+from .directory import DIRECTORY
 from .refusal import CaptureInterrupted
 from .restore import HeldGroup, Restore
 from .tracker import SAVING_NOTICE_S, Tracker
@@ -160,6 +161,9 @@ class CallboardKernel(IPythonKernel):
     def _configure(self, header: dict[str, Any]) -> None:
         if "capture_budget_ms" in header:
             self.tracker.budget_s = header["capture_budget_ms"] / 1000
+        if header.get("directory"):
+            DIRECTORY.configure(header["directory"])
+            self.shell.user_ns["_dh"][:] = [Path.cwd()]
         if "exclude" in header:
             self.tracker.namespace.exclude = frozenset(header["exclude"])
 

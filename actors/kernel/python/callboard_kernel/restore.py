@@ -8,6 +8,8 @@ from typing import Any
 from cloudpickle import cloudpickle
 
 from . import history, live, pickler
+from .directory import DIRECTORY
+from .file_restore import FileRestore
 from .namespace import Namespace
 from .placeholder import Unavailable
 from .tracker import Tracker
@@ -43,6 +45,7 @@ class Restore:
         self.tracker.namespace.clear()
         cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.clear()
         live.LIVE.failed_modules.clear()
+        self._files()
         # The directory and sys.path come first: imports depend on them. Random states and settings
         # come last, since loading variables may import what changes them.
         self._session(first=True)
@@ -59,6 +62,15 @@ class Restore:
             self.failed.setdefault(module, reason)
         self.tracker.prime({group.key: group.names for group in self.groups})
         return [{"name": name, "reason": reason} for name, reason in self.failed.items()]
+
+    def _files(self) -> None:
+        """Files come before all else: the directory, imports and what is loaded may need them."""
+        if DIRECTORY.root is not None:
+            DIRECTORY.go(DIRECTORY.start or DIRECTORY.root)
+        files = FileRestore(self.tracker.files, [group for group in self.groups if group.kind == "file"])
+        files.run()
+        self.failed.update(files.failed)
+        DIRECTORY.notices += files.notices
 
     def _load_name(self, name: str) -> None:
         group = self._group_of.get(name)

@@ -14,6 +14,7 @@ import warnings
 from typing import Any, Callable
 
 from . import libraries, live
+from .directory import DIRECTORY
 
 _PROCESS_VARIABLES = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "PYTHONPATH", "JPY_PARENT_PID", "JPY_INTERRUPT_EVENT"})
 
@@ -72,10 +73,11 @@ class Session:
             removed = [key for key in self.environ if key not in os.environ and _carried(key)]
         added, dropped = [], []
         if sys.path != self.path:
-            added = [(index, entry) for index, entry in enumerate(sys.path) if entry not in self.path]
+            extra = [(index, entry) for index, entry in enumerate(sys.path) if entry not in self.path]
+            added = [(index, DIRECTORY.to_carried(entry) if isinstance(entry, str) else entry) for index, entry in extra]
             dropped = [entry for entry in self.path if entry not in sys.path]
         try:
-            directory = os.getcwd()
+            directory = DIRECTORY.to_carried(os.getcwd())
         except FileNotFoundError:
             directory = None
         return {"cwd": directory, "set": changed, "unset": removed, "path_add": added, "path_drop": dropped}
@@ -90,10 +92,10 @@ class Session:
             os.environ.pop(key, None)
         path = [entry for entry in self.path if entry not in state["path_drop"]]
         for index, entry in state["path_add"]:
-            path.insert(index, entry)
+            path.insert(index, DIRECTORY.from_carried(entry) if isinstance(entry, str) else entry)
         sys.path[:] = path
         if state["cwd"] is not None:
-            os.chdir(state["cwd"])
+            DIRECTORY.go(DIRECTORY.from_carried(state["cwd"]))
 
     def interpreter(self) -> dict[str, Any] | None:
         state: dict[str, Any] = {}

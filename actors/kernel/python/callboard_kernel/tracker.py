@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from . import graph, history, live, pickler, refusal
+from .directory import DIRECTORY
+from .files import Files, Unsteady
 from .fingerprint import Fingerprint, fingerprint, same
 from .functions import is_importable
 from .namespace import Namespace, is_output
@@ -79,6 +81,7 @@ class Tracker:
     def __init__(self) -> None:
         self.namespace = Namespace()
         self.session = Session()
+        self.files = Files()
         self.budget_s = DEFAULT_BUDGET_S
         self.on_slow: Callable[[], None] | None = None
         self.in_dump = False
@@ -98,6 +101,9 @@ class Tracker:
         finally:
             self._plain("session", self._session_values(delta), current, delta)
             self._plain("history", history.capture(), current, delta)
+            self._files(current, delta)
+            delta.notices += DIRECTORY.notices
+            DIRECTORY.notices.clear()
             delta.removed = [key for key in self.groups if key not in current]
             self.groups = current
             delta.elapsed_ms = (time.monotonic() - start) * 1000
@@ -109,7 +115,9 @@ class Tracker:
         A group that would be cut differently now is left unproven, so the next capture sends it.
         """
         self.entries, self.groups, self.anchors = {}, {}, {}
+        notices = list(DIRECTORY.notices)
         self.capture()
+        DIRECTORY.notices[:] = notices
         for key, group in self.groups.items():
             if sorted(held.get(key, ())) != sorted(group.names):
                 group.signature = None
@@ -245,6 +253,25 @@ class Tracker:
             current[key] = Group([key], kind, digest)
             if known is None or known.signature != digest:
                 _append(delta, key, [key], kind, pickled)
+
+    def _files(self, current: dict[str, Group], delta: Delta) -> None:
+        """Groups of files; one whose files change just now stays as it was until the next capture."""
+        groups, left = self.files.groups()
+        for key, (names, signature, parts) in groups.items():
+            known = self.groups.get(key)
+            if known is None or known.signature != signature:
+                try:
+                    buffers = parts()
+                except (OSError, Unsteady) as error:
+                    left.append((names[0] if names else key, str(error)))
+                    if known is not None:
+                        current[key] = known
+                    continue
+                delta.upsert.append({"group": key, "names": names, "kind": "file", "parts": len(buffers)})
+                delta.buffers += buffers
+            current[key] = Group(names, "file", signature)
+        for path, reason in left:
+            self._report((path, "file", reason), delta)
 
     def _report(self, refused: tuple[str, str, str], delta: Delta) -> None:
         name, kind, reason = refused

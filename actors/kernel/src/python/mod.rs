@@ -3,6 +3,7 @@
 //! [`PythonProcess`] owns the child, its sockets and its directory. It decides nothing: what
 //! happens arrives as [`PythonEvent`]s, what is wanted is sent through it.
 
+mod directory;
 mod launch;
 mod package;
 mod plain;
@@ -11,6 +12,7 @@ mod sockets;
 mod state_socket;
 mod wire;
 
+pub use directory::{FileOptions, SessionDirectory};
 pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;
 pub use process::{LaunchError, PythonConfig, PythonProcess};

@@ -21,6 +21,7 @@ use tokio::{
 
 use super::{
     PythonEvent,
+    directory::SessionDirectory,
     launch::{SocketDirectory, probe, spawn},
     sockets::Sockets,
     state_socket::{self, FromPython, Hello, RestoreGroup},
@@ -39,13 +40,15 @@ pub struct PythonConfig {
     pub package_dir: PathBuf,
     /// Longest time one capture of the session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
+    /// The session's directory; without one, it is where this process is.
+    pub directory: Option<SessionDirectory>,
 }
 
 /// Why a Python process did not come up.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// Its directory could not be made.
-    #[error("cannot create the kernel's socket directory {path}: {source}")]
+    #[error("cannot create the kernel's directory {path}: {source}")]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -152,6 +155,10 @@ struct Running {
 
 impl Running {
     async fn start(config: &PythonConfig, run_dir: &Path) -> Result<(Self, Hello), LaunchError> {
+        if let Some(session) = &config.directory {
+            let fail = |source| LaunchError::Directory { path: session.root.clone(), source };
+            session.create().map_err(fail)?;
+        }
         let directory = SocketDirectory::create(run_dir)?;
         let key = SigningKey::generate();
         let socket_error = |error: std::io::Error| LaunchError::Socket(error.to_string());
@@ -168,9 +175,7 @@ impl Running {
         let connecting = async {
             let (stream, _) = listener.accept().await.map_err(socket_error)?;
             let (reader, mut to_python) = stream.into_split();
-            state_socket::write_configure(&mut to_python, config.capture_budget_ms)
-                .await
-                .map_err(socket_error)?;
+            state_socket::write_configure(&mut to_python, config).await.map_err(socket_error)?;
             let mut from_python = read_states(BufReader::new(reader));
             let (sender, mut from_kernel) = mpsc::unbounded_channel();
             let sockets = Sockets::connect(&directory.prefix(), &key, sender)

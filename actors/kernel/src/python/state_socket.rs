@@ -13,6 +13,8 @@ use tokio::{
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
 };
 
+use super::process::PythonConfig;
+
 /// Longest JSON header; names and refusals of a namespace of a hundred thousand names fit.
 const HEADER_LENGTH_MAX: usize = 16 << 20;
 /// Longest buffer taken from the Python side.
@@ -216,13 +218,14 @@ pub(super) async fn write_restore(
     write(socket, &json, &buffers).await
 }
 
-/// Sets the limits of a capture.
+/// Sets the limits of a capture and says where the session's directory is.
 pub(super) async fn write_configure(
     socket: &mut OwnedWriteHalf,
-    capture_budget_ms: u64,
+    config: &PythonConfig,
 ) -> io::Result<()> {
     let json = serde_json::json!({
-        "type": "configure", "capture_budget_ms": capture_budget_ms, "exclude": [], "buffers": [],
+        "type": "configure", "capture_budget_ms": config.capture_budget_ms, "exclude": [],
+        "directory": config.directory, "buffers": [],
     });
     write(socket, &json, &[]).await
 }

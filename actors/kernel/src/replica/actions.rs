@@ -10,7 +10,7 @@ use callboard_protocol::{
 use super::{Internal, ReplicaState, tell};
 use crate::{
     aborted,
-    python::{PythonEvent, PythonProcess},
+    python::{PythonConfig, PythonEvent, PythonProcess},
     running_cell::{PlacedOutput, RunningCell},
     state::{self, Packer},
 };
@@ -58,7 +58,9 @@ impl ReplicaState {
         self.python_life += 1;
         let life = self.python_life;
         let context = &self.args.context;
-        let (process, mut events) = PythonProcess::launch(context.python.clone(), &context.run_dir);
+        let directory = Some(context.files.of(&self.args.spec));
+        let config = PythonConfig { directory, ..context.python.clone() };
+        let (process, mut events) = PythonProcess::launch(config, &context.run_dir);
         self.python = Some(process);
         let me = self.me.clone();
         tokio::spawn(async move {

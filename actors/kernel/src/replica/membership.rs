@@ -237,6 +237,7 @@ mod tests {
                 .collect(),
             replica_next: ReplicaId(9),
             version: 1,
+            settings: Default::default(),
         }
     }
 

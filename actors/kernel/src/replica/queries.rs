@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use callboard_policy::terms::{LoggedOutput, Part, PythonPhase};
+use callboard_policy::terms::{KernelLog, LoggedOutput, Part, PythonPhase};
 use callboard_protocol::{
     Answer, Fault, FaultCode, Seq,
     control::NodeHealth,
@@ -162,12 +162,8 @@ impl ReplicaState {
             raft_leader: Some(self.args.replica),
             losses_survivable: healthy.saturating_sub(voters / 2 + 1),
             replicas,
-            names: log
-                .manifest()
-                .values()
-                .filter(|group| group.kind == "variables")
-                .flat_map(|group| group.names.iter().cloned())
-                .collect(),
+            names: names_of(log, "variables"),
+            files: names_of(log, "file"),
             refused: log.refused().to_vec(),
             state_bytes: log
                 .manifest()
@@ -178,6 +174,14 @@ impl ReplicaState {
             last_loss: log.last_loss().map(str::to_owned),
         })
     }
+}
+
+/// The names in all groups of one kind, in order.
+fn names_of(log: &KernelLog, kind: &str) -> Vec<String> {
+    let groups = log.manifest().values().filter(|group| group.kind == kind);
+    let mut names: Vec<String> = groups.flat_map(|group| group.names.iter().cloned()).collect();
+    names.sort_unstable();
+    names
 }
 
 /// Reads logged outputs back; an output whose bytes can be had nowhere is left out.

@@ -26,6 +26,7 @@ fn kernel(number: u128, standings: &[(usize, Standing)]) -> KernelSpec {
         replicas: replicas.collect(),
         replica_next: ReplicaId(standings.len() as u64 + 1),
         version: 5,
+        settings: Default::default(),
     }
 }
 

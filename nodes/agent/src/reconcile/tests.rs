@@ -24,7 +24,17 @@ fn state() -> DesiredState {
     let mut state = DesiredState::default();
     let places = (1..=3).map(|n| (node(n), disk(n))).collect();
     let (owner, name) = (OwnerId::default(), None);
-    state.apply(1, Command::StartKernel { kernel: K, owner, name, replicas: 3, places });
+    state.apply(
+        1,
+        Command::StartKernel {
+            kernel: K,
+            owner,
+            name,
+            replicas: 3,
+            places,
+            settings: Default::default(),
+        },
+    );
     state
 }
 

@@ -207,7 +207,7 @@ impl TestCluster {
 
     /// Starts a kernel of three and waits until its members run.
     pub(crate) async fn start_kernel(&self, kernel: KernelId) -> KernelSpec {
-        let request = StartKernel { kernel, name: None, replicas: 3 };
+        let request = StartKernel { kernel, name: None, replicas: 3, settings: Default::default() };
         let spec: KernelSpec = self.until("a kernel", "start_kernel", &request, Some).await;
         self.until_running(&spec).await;
         spec

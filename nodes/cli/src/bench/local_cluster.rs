@@ -94,7 +94,7 @@ impl LocalCluster {
     /// A [`Failure`] if it is not ready in time.
     pub async fn kernel(&self, replicas: u8) -> Result<KernelClient, Failure> {
         let kernel = KernelId::generate();
-        let request = StartKernel { kernel, name: None, replicas };
+        let request = StartKernel { kernel, name: None, replicas, settings: Default::default() };
         self.client.control().start_kernel(&request).await?;
         wait_ready(&self.client, kernel).await?;
         Ok(self.client.kernel(kernel))

@@ -120,7 +120,12 @@ impl Demo {
             nodes.iter().map(|node| format!("{} (pid {})", node.node, node.pid)).collect();
         self.story.tell(&format!("a broker and three nodes: {}", nodes.join(", ")));
         let kernel = KernelId::generate();
-        let request = StartKernel { kernel, name: Some("demo".to_owned()), replicas: REPLICAS };
+        let request = StartKernel {
+            kernel,
+            name: Some("demo".to_owned()),
+            replicas: REPLICAS,
+            settings: Default::default(),
+        };
         client.control().start_kernel(&request).await?;
         self.record.kernel = kernel.to_string();
         let session = Session { kernel: client.kernel(kernel) };
