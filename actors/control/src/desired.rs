@@ -163,6 +163,7 @@ impl Machine for DesiredState {
             }
             Command::MemberJoined { kernel, replica } => self.member_joined(kernel, replica),
             Command::MemberRemoved { kernel, replica } => self.member_removed(kernel, replica),
+            Command::NoteNeeds { kernel, needs } => self.note_needs(kernel, needs),
         };
         if outcome.is_change() {
             self.revision += 1;

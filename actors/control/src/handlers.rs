@@ -6,8 +6,8 @@ use callboard_policy::placement::{PlacementRequest, place};
 use callboard_protocol::{
     Envelope, Epoch, Fault, FaultCode, NodeId,
     control::{
-        FindKernel, KernelList, KernelSpec, MemberChange, MemberChanged, NodeHealth, NodeList,
-        StartKernel, StopKernel,
+        FindKernel, HeldRepair, KernelList, KernelSpec, MemberChange, MemberChanged, NodeHealth,
+        NodeList, NoteNeeds, StartKernel, StopKernel,
     },
 };
 use callboard_replicated::ProposeError;
@@ -20,6 +20,9 @@ use crate::{
     view::{cluster_view, node_list},
 };
 
+/// Most distributions a session may need: each is in the desired state, which every node holds.
+const DISTRIBUTIONS_MAX: usize = 2_000;
+
 pub(crate) async fn start_kernel(
     context: &Context,
     envelope: &Envelope,
@@ -28,6 +31,8 @@ pub(crate) async fn start_kernel(
     check_start(&request)?;
     let StartKernel { kernel, name, replicas, settings } = request;
     let owner = envelope.owner.clone();
+    context.learn_environments().await;
+    let environments = context.environments.get();
     let nodes = context.args.nodes.borrow().clone();
     let places = context.args.group.read(|state| {
         if state.kernels().contains_key(&kernel) {
@@ -37,8 +42,9 @@ pub(crate) async fn start_kernel(
         if let Some(refusal) = state.refusal_to_start(kernel, &owner, name.as_deref()) {
             return Err(Fault::from(refusal));
         }
-        let view = cluster_view(state, &nodes);
-        let request = PlacementRequest { kernel, count: replicas, present: Vec::new() };
+        let view = cluster_view(state, &nodes, environments);
+        let (present, needs) = (Vec::new(), None);
+        let request = PlacementRequest { kernel, count: replicas, present, needs };
         let seed = kernel.0.as_u64_pair().1;
         let placement = place(&view, &request, seed);
         if let Some(shortfall) = placement.shortfall() {
@@ -82,6 +88,18 @@ pub(crate) async fn stop_kernel(
     }
 }
 
+pub(crate) async fn note_needs(context: &Context, request: NoteNeeds) -> Result<KernelSpec, Fault> {
+    let NoteNeeds { kernel, needs } = request;
+    if needs.distributions.len() > DISTRIBUTIONS_MAX {
+        let text = format!("a session cannot need more than {DISTRIBUTIONS_MAX} distributions");
+        return Err(Fault::new(FaultCode::TooLarge, text));
+    }
+    match propose(context, Command::NoteNeeds { kernel, needs }).await? {
+        Outcome::Kernel(spec) | Outcome::AlreadySo(spec) => Ok(spec),
+        outcome => Err(unexpected(outcome)),
+    }
+}
+
 pub(crate) fn list_kernels(context: &Context) -> KernelList {
     let kernels = context.args.group.read(|state| state.kernels().values().cloned().collect());
     KernelList { kernels }
@@ -99,7 +117,10 @@ pub(crate) fn list_nodes(context: &Context) -> NodeList {
     let args = &context.args;
     let epoch = Epoch(args.group.metrics().borrow().term);
     let nodes = args.nodes.borrow().clone();
-    args.group.read(|state| node_list(state, &nodes, epoch, args.node.clone()))
+    let mut list = args.group.read(|state| node_list(state, &nodes, epoch, args.node.clone()));
+    let held = context.repair.held().into_iter();
+    list.held = held.map(|(kernel, reason)| HeldRepair { kernel, reason }).collect();
+    list
 }
 
 pub(crate) async fn register_node(

@@ -22,14 +22,16 @@ use std::{
     },
 };
 
-use callboard_policy::failure::NodesView;
-use callboard_protocol::{ClusterId, Incarnation, NodeId, ReplicaId, control::KernelSpec};
+use callboard_policy::{environment::EnvironmentMatch, failure::NodesView};
+use callboard_protocol::{
+    ClusterId, Incarnation, NodeId, ReplicaId, control::KernelSpec, environment::Environment,
+};
 use callboard_replicated::{ChunkExchange, ChunkStore, Replicator};
 use callboard_transport::Lanes;
 use tokio::sync::watch;
 
 pub use machine::KernelMachine;
-pub use python::{FileOptions, PythonConfig};
+pub use python::{FileOptions, PipPolicy, PythonConfig};
 pub use replica::{Replica, ReplicaMsg};
 
 /// What a replica needs of the node it lives on.
@@ -57,6 +59,10 @@ pub struct NodeContext {
     pub files: FileOptions,
     /// Where sockets and pid files go; private to the node.
     pub run_dir: PathBuf,
+    /// What is installed in the node's Python environment, once that is known.
+    pub environment: watch::Receiver<Option<Environment>>,
+    /// How alike the Python environments of a kernel's nodes have to be.
+    pub environment_match: EnvironmentMatch,
     /// How the nodes are.
     pub nodes: watch::Receiver<NodesView>,
     /// What the node reports of its load.

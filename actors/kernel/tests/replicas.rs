@@ -20,7 +20,10 @@ use callboard_kernel::{
     FileOptions, NodeContext, NodeStats, PythonConfig, Replica, ReplicaArgs, ReplicaMsg,
     python::unpack_package,
 };
-use callboard_policy::failure::{NodeView, NodesView};
+use callboard_policy::{
+    environment::EnvironmentMatch,
+    failure::{NodeView, NodesView},
+};
 use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
     SubjectPattern,
@@ -78,6 +81,7 @@ impl Cluster {
             replica_next: ReplicaId(4),
             version: 1,
             settings: Default::default(),
+            needs: None,
         };
         let mut cluster = Self {
             net: MemoryNet::new(1, FaultPlan::default()),
@@ -132,7 +136,10 @@ impl Cluster {
                 package_dir: unpack_package(&directory.join("python")).unwrap(),
                 capture_budget_ms: 60_000,
                 directory: None,
+                packages: None,
             },
+            environment: watch::channel(None).1,
+            environment_match: EnvironmentMatch::default(),
             files: FileOptions::new(directory.join("work")),
             run_dir,
             nodes: self.nodes.subscribe(),

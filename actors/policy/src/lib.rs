@@ -3,6 +3,7 @@
 //! Invariant: no tokio, no ractor, no NATS, no openraft, no clock, no random source here.
 
 mod chance;
+pub mod environment;
 pub mod failure;
 pub mod placement;
 pub mod repair;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::environment::Environment;
 use crate::ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId};
 
 /// Creates a kernel. Idempotent for the same id.
@@ -81,6 +82,18 @@ pub struct KernelSpec {
     /// What else it was started with.
     #[serde(default, skip_serializing_if = "KernelSettings::is_default")]
     pub settings: KernelSettings,
+    /// What its session needs of a node's Python environment, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Environment>,
+}
+
+/// What `note_needs` takes: what a kernel's session needs of Python has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoteNeeds {
+    /// Of which kernel.
+    pub kernel: KernelId,
+    /// What it needs now.
+    pub needs: Environment,
 }
 
 /// One member that should exist.
@@ -145,6 +158,18 @@ pub struct NodeList {
     pub epoch: Epoch,
     /// The node whose control actor answered.
     pub leader: NodeId,
+    /// Kernels that need a repair which cannot begin now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<HeldRepair>,
+}
+
+/// A kernel that needs a repair which cannot begin now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldRepair {
+    /// Which.
+    pub kernel: KernelId,
+    /// Why not, as a clause.
+    pub reason: String,
 }
 
 /// A node as the control plane sees it.
@@ -170,6 +195,9 @@ pub struct NodeStatus {
     pub running_cells: u32,
     /// What its Python environment lacks; `None` if it can run kernels.
     pub python_problem: Option<String>,
+    /// Digest of its Python environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
 }
 
 /// How a node is, judged from its heartbeats.

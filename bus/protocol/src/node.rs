@@ -32,6 +32,9 @@ pub struct Beat {
     pub suspects: Vec<NodeId>,
     /// What its Python environment lacks to run kernels; `None` if it can.
     pub python_problem: Option<String>,
+    /// Digest of its Python environment, once that is known; the verb `environment` tells the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
 }
 
 /// A node's process was seen to end.

@@ -11,6 +11,7 @@ use callboard_protocol::{
     Answer, Certainty, DiskId, Envelope, Epoch, Fault, FaultCode, Incarnation, KernelId, MessageId,
     NodeId, OwnerId, ReplicaId, Seq, Term,
     control::*,
+    environment::Environment,
     kernel::*,
     node::{Beat, Kill, NodeExited},
 };
@@ -194,6 +195,7 @@ fn control_messages_keep_their_first_version() {
         replica_next: ReplicaId(4),
         version: 9,
         settings: KernelSettings::default(),
+        needs: None,
     };
     holds("kernel_list", &KernelList { kernels: vec![spec] });
     let status = NodeStatus {
@@ -207,9 +209,43 @@ fn control_messages_keep_their_first_version() {
         replicas: 3,
         running_cells: 1,
         python_problem: None,
+        environment: None,
     };
     let (outage, epoch) = (Some("2 of 3 nodes are silent".to_owned()), Epoch(7));
-    holds("node_list", &NodeList { nodes: vec![status], outage, epoch, leader: node(1) });
+    holds(
+        "node_list",
+        &NodeList { nodes: vec![status], outage, epoch, leader: node(1), held: Vec::new() },
+    );
+}
+
+#[test]
+fn settings_and_needs_of_kernels_keep_their_first_version() {
+    let kernel = KernelId(uuid(3));
+    let settings = KernelSettings { directory: Some("/data".to_owned()) };
+    let start = StartKernel { kernel, name: None, replicas: 3, settings: settings.clone() };
+    holds("start_kernel_settings", &start);
+    let needs = Environment {
+        id: String::new(),
+        python: "3.11.7".to_owned(),
+        implementation: "CPython".to_owned(),
+        platform: "linux-x86_64".to_owned(),
+        distributions: [("numpy".to_owned(), "2.4.6".to_owned())].into(),
+    };
+    holds("note_needs", &NoteNeeds { kernel, needs: needs.clone() });
+    let spec = KernelSpec {
+        kernel,
+        owner: OwnerId::default(),
+        name: None,
+        replicas_wanted: 1,
+        replicas: BTreeMap::new(),
+        replica_next: ReplicaId(1),
+        version: 2,
+        settings,
+        needs: Some(needs),
+    };
+    holds("kernel_spec_needs", &spec);
+    let reason = "every node holds a member already".to_owned();
+    holds("held_repair", &HeldRepair { kernel, reason });
 }
 
 #[test]
@@ -235,6 +271,7 @@ fn node_messages_keep_their_first_version() {
             epoch: Epoch(7),
             suspects: vec![node(2)],
             python_problem: Some("no ipykernel".to_owned()),
+            environment: None,
         },
     );
 }

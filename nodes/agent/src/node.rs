@@ -8,11 +8,13 @@ use std::{
 
 use callboard_control::{Control, ControlArgs, DesiredState};
 use callboard_policy::{
+    environment::EnvironmentMatch,
     failure::{FailureConfig, NodesView},
     repair::RepairLimits,
 };
 use callboard_protocol::{
-    ActorKind, ClusterId, Envelope, GroupId, Incarnation, NodeId, Subject, node::NodeExited,
+    ActorKind, ClusterId, Envelope, GroupId, Incarnation, NodeId, Subject,
+    environment::Environment, node::NodeExited,
 };
 use callboard_replicated::{
     Applied, Disk, Group, GroupOptions, OpenError, Replicator, ReplicatorOptions,
@@ -65,6 +67,10 @@ pub struct NodeParts {
     pub repair: RepairLimits,
     /// What its Python environment lacks.
     pub python: watch::Receiver<Option<String>>,
+    /// What is installed in it, once that is known.
+    pub environment: watch::Receiver<Option<Environment>>,
+    /// How alike the Python environments of a kernel's nodes have to be.
+    pub environment_match: EnvironmentMatch,
     /// Ends the process as a crash would.
     pub crash: Crash,
     /// Of the delays of restarts.
@@ -264,6 +270,7 @@ fn control_args(
         nodes: nodes.clone(),
         revision: revision.clone(),
         repair_limits: parts.repair,
+        environment_match: parts.environment_match,
     }
 }
 
@@ -285,6 +292,7 @@ fn node_actor_args(
         failure: parts.failure,
         view: Arc::new(view),
         python: parts.python.clone(),
+        environment: parts.environment.clone(),
         factory,
         roster: roster.clone(),
         beats: Arc::new(AtomicU64::new(0)),

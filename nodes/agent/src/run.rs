@@ -3,8 +3,10 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use callboard_kernel::{FileOptions, NodeContext, NodeStats, PythonConfig, python::unpack_package};
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
-use callboard_protocol::NodeId;
+use callboard_policy::{
+    environment::EnvironmentMatch, failure::FailureConfig, repair::RepairLimits,
+};
+use callboard_protocol::{NodeId, environment::Environment};
 use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, ReplicatorOptions};
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
 use nix::{
@@ -23,7 +25,7 @@ use crate::{
     kernel_replicas::KernelReplicas,
     node::{NodeParts, NodeServices, RunningNode},
     node_actor::Crash,
-    python::check_python,
+    python::{Installed, check_python},
     replicas::ReplicaFactory,
     sweep::sweep,
 };
@@ -32,6 +34,8 @@ use crate::{
 const CONNECT_EVERY: Duration = Duration::from_secs(1);
 /// Pause before a Python that lacked something is looked at again.
 const PYTHON_CHECK_EVERY: Duration = Duration::from_secs(30);
+/// Pause between two looks at whether packages were installed.
+const PACKAGES_LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Time for the answer to a kill to leave before the process ends.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
@@ -60,6 +64,8 @@ pub struct NodeOptions {
     pub failure: FailureConfig,
     /// How fast repair may go.
     pub repair: RepairLimits,
+    /// How alike the Python environments of a kernel's nodes have to be.
+    pub environment_match: EnvironmentMatch,
     /// How it replicates.
     pub replicator: ReplicatorOptions,
 }
@@ -105,9 +111,10 @@ pub async fn run_node(options: NodeOptions) -> Result<ExitReason, NodeError> {
     tokio::pin!(stop);
     let (python, python_problem) =
         watch::channel(Some("its Python is still being checked".to_owned()));
-    let checking = tokio::spawn(watch_python(options.python.clone(), python));
+    let (installed, environment) = watch::channel(None);
+    let checking = tokio::spawn(watch_python(options.python.clone(), python, installed));
     let running = tokio::select! {
-        started = start(&options, python_problem) => started,
+        started = start(&options, python_problem, environment) => started,
         cause = &mut stop => {
             tracing::info!(cause, "stopped while starting");
             checking.abort();
@@ -139,6 +146,7 @@ pub async fn run_node(options: NodeOptions) -> Result<ExitReason, NodeError> {
 async fn start(
     options: &NodeOptions,
     python: watch::Receiver<Option<String>>,
+    environment: watch::Receiver<Option<Environment>>,
 ) -> Result<RunningNode, NodeError> {
     let machine = MachineId::of_this_machine();
     let dir = DataDir::open(&options.data_dir, &options.node, &machine, options.adopt_directory)?;
@@ -160,6 +168,7 @@ async fn start(
             .await?;
     let package_dir = unpack_package(&dir.root().join("python"))
         .map_err(|error| NodeError::Package(error.to_string()))?;
+    let kernels_environment = environment.clone();
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
         node: options.node.clone(),
@@ -173,6 +182,8 @@ async fn start(
         failure: options.failure,
         repair: options.repair,
         python,
+        environment,
+        environment_match: options.environment_match,
         crash: crash_by_signal(),
         seed: dir.disk().0.as_u64_pair().1 ^ incarnation.0,
     };
@@ -191,7 +202,10 @@ async fn start(
                 package_dir,
                 capture_budget_ms: options.capture_budget_ms,
                 directory: None,
+                packages: None,
             },
+            environment: kernels_environment,
+            environment_match: options.environment_match,
             files: options.files.clone(),
             run_dir,
             nodes: services.nodes.clone(),
@@ -223,8 +237,13 @@ async fn connect(options: &NodeOptions) -> Result<Lanes, NodeError> {
     }
 }
 
-/// Looks at Python now, and again for as long as it lacks something.
-async fn watch_python(program: PathBuf, problem: watch::Sender<Option<String>>) {
+/// Looks at Python now, and again for as long as it lacks something; then follows what is
+/// installed.
+async fn watch_python(
+    program: PathBuf,
+    problem: watch::Sender<Option<String>>,
+    installed: watch::Sender<Option<Environment>>,
+) {
     loop {
         let found = check_python(&program).await;
         if let Some(found) = &found {
@@ -233,9 +252,25 @@ async fn watch_python(program: PathBuf, problem: watch::Sender<Option<String>>) 
         let is_well = found.is_none();
         problem.send_replace(found);
         if is_well {
-            return;
+            break;
         }
         tokio::time::sleep(PYTHON_CHECK_EVERY).await;
+    }
+    loop {
+        match Installed::read(&program).await {
+            Ok(found) => {
+                let seen = found.changed();
+                tracing::info!(environment = %found.environment.id, "Python environment");
+                installed.send_replace(Some(found.environment.clone()));
+                while found.changed() == seen {
+                    tokio::time::sleep(PACKAGES_LOOK_EVERY).await;
+                }
+            }
+            Err(why) => {
+                tracing::warn!(%why, "kernels are placed without a look at this node's packages");
+                tokio::time::sleep(PYTHON_CHECK_EVERY).await;
+            }
+        }
     }
 }
 

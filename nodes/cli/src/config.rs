@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use callboard_kernel::FileOptions;
+use callboard_kernel::{FileOptions, PipPolicy};
+use callboard_policy::environment::EnvironmentMatch;
 use callboard_protocol::{ClusterId, NodeId};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -60,6 +61,10 @@ pub struct ClusterConfig {
     pub carry_files_total_max_mib: u64,
     /// Most files that are carried for one kernel.
     pub carry_files_max: u64,
+    /// How alike the Python environments of a kernel's nodes have to be.
+    pub environment_match: EnvironmentMatch,
+    /// What `pip` does in a session.
+    pub pip_policy: PipPolicy,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
 }
@@ -85,6 +90,8 @@ impl Default for ClusterConfig {
             carry_file_max_mib: 16,
             carry_files_total_max_mib: 256,
             carry_files_max: 10_000,
+            environment_match: EnvironmentMatch::default(),
+            pip_policy: PipPolicy::default(),
             otlp_endpoint: String::new(),
         }
     }
@@ -233,6 +240,7 @@ impl ClusterConfig {
             file_bytes_max: self.carry_file_max_mib.saturating_mul(1 << 20),
             total_bytes_max: self.carry_files_total_max_mib.saturating_mul(1 << 20),
             files_max: self.carry_files_max,
+            pip: self.pip_policy,
             ..FileOptions::new(std::path::absolute(&root).unwrap_or(root))
         }
     }
@@ -336,6 +344,10 @@ mod tests {
         assert_eq!(root("session_directory = '/s'"), Path::new("/s/node-2"));
         let shared = "session_directory = '/nfs/s'\nshared_directories = ['/nfs']";
         assert_eq!(root(shared), Path::new("/nfs/s"));
+        let problems =
+            build("pip_policy = 'maybe'\nenvironment_match = 'no'").unwrap_err().join("\n");
+        assert!(problems.contains("`refuse`, `replay`, `allow`"), "{problems}");
+        assert!(problems.contains("`exact`, `imported`, `off`"), "{problems}");
         let problems = build("shared_directories = ['x']\ncarry_files_max = 1000000").unwrap_err();
         assert!(problems[0].contains("'x' is no absolute path"), "{problems:?}");
         assert!(problems[1].contains("carry_files_max is 1000000"), "{problems:?}");

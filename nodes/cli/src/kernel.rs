@@ -116,17 +116,24 @@ fn placed(spec: &KernelSpec) -> String {
 struct Shown {
     spec: KernelSpec,
     status: KernelStatus,
+    /// Why a repair that it needs does not begin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repair_waits: Option<String>,
 }
 
 async fn show(context: &Context, kernel: &str) -> Outcome {
     let (client, spec) = context.find(kernel).await?;
     let status = client.kernel(spec.kernel).show().await?;
-    context.printer.data(&Shown { spec, status }, describe)?;
+    // Only the control plane knows; without its answer, the rest is worth showing.
+    let list = client.control().list_nodes().await.ok();
+    let held = list.and_then(|list| list.held.into_iter().find(|it| it.kernel == spec.kernel));
+    let repair_waits = held.map(|held| held.reason);
+    context.printer.data(&Shown { spec, status, repair_waits }, describe)?;
     Ok(Exit::Ok)
 }
 
 fn describe(shown: &Shown) -> String {
-    let Shown { spec, status } = shown;
+    let Shown { spec, status, repair_waits } = shown;
     let whole = status.replicas.iter().filter(|replica| is_whole(replica)).count();
     let mut lines = vec![
         format!("kernel     {}", spec.kernel),
@@ -141,6 +148,15 @@ fn describe(shown: &Shown) -> String {
         ),
         format!("state      {} bytes, {} names", status.state_bytes, status.names.len()),
     ];
+    if let Some(why) = repair_waits {
+        lines.push(format!("repair     waits: {why}"));
+    }
+    if let Some(needs) = &spec.needs {
+        let versions =
+            needs.distributions.iter().map(|(name, version)| format!("{name} {version}"));
+        let all: Vec<String> = versions.collect();
+        lines.push(format!("imports    Python {}, {}", needs.python, listed(&all)));
+    }
     if let Some(directory) = &spec.settings.directory {
         lines.push(format!("directory  {directory}"));
     }

@@ -75,6 +75,7 @@ pub async fn run(args: NodeArgs) -> Outcome {
             ..FailureConfig::default()
         },
         repair: RepairLimits::default(),
+        environment_match: config.environment_match,
         replicator: ReplicatorOptions {
             timing: RaftTiming {
                 heartbeat_interval_ms: config.heartbeat_interval_ms,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use callboard_protocol::{
     DiskId, Fault, FaultCode, KernelId, NodeId, OwnerId, ReplicaId,
     control::{KernelSettings, KernelSpec},
+    environment::Environment,
 };
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +73,13 @@ pub enum Command {
         kernel: KernelId,
         /// Which.
         replica: ReplicaId,
+    },
+    /// What a kernel's session needs of Python has changed.
+    NoteNeeds {
+        /// Of which kernel.
+        kernel: KernelId,
+        /// What it needs now.
+        needs: Environment,
     },
 }
 

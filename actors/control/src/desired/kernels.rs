@@ -4,6 +4,7 @@ use callboard_policy::repair::in_flight;
 use callboard_protocol::{
     DiskId, KernelId, NodeId, OwnerId, ReplicaId,
     control::{KernelSettings, KernelSpec, ReplicaSpec, Standing},
+    environment::Environment,
 };
 
 use super::{
@@ -71,6 +72,7 @@ impl DesiredState {
             replica_next: ReplicaId(1),
             version: 1,
             settings,
+            needs: None,
         };
         for (node, disk) in places {
             add_member(&mut spec, node, disk, Standing::Founder);
@@ -120,6 +122,18 @@ impl DesiredState {
         if let Some((node, disk)) = join {
             add_member(spec, node, disk, Standing::Joiner);
         }
+        spec.version += 1;
+        Outcome::Kernel(spec.clone())
+    }
+
+    pub(super) fn note_needs(&mut self, kernel: KernelId, needs: Environment) -> Outcome {
+        let Some(spec) = self.kernels.get_mut(&kernel) else {
+            return Outcome::Refused(Refusal::NoSuchKernel { kernel });
+        };
+        if spec.needs.as_ref() == Some(&needs) {
+            return Outcome::AlreadySo(spec.clone());
+        }
+        spec.needs = Some(needs);
         spec.version += 1;
         Outcome::Kernel(spec.clone())
     }

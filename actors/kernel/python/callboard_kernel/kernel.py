@@ -27,6 +27,7 @@ from ipykernel.utils import _async_in_context
 from . import PROTOCOL_VERSION, live
 from .channel import Channel
 from .directory import DIRECTORY
+from .packages import PACKAGES
 from .refusal import CaptureInterrupted
 from .restore import HeldGroup, Restore
 from .tracker import SAVING_NOTICE_S, Tracker
@@ -164,6 +165,8 @@ class CallboardKernel(IPythonKernel):
         if header.get("directory"):
             DIRECTORY.configure(header["directory"])
             self.shell.user_ns["_dh"][:] = [Path.cwd()]
+        if header.get("packages"):
+            PACKAGES.configure(header["packages"])
         if "exclude" in header:
             self.tracker.namespace.exclude = frozenset(header["exclude"])
 

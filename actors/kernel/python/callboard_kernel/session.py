@@ -15,6 +15,7 @@ from typing import Any, Callable
 
 from . import libraries, live
 from .directory import DIRECTORY
+from .packages import PACKAGES
 
 _PROCESS_VARIABLES = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "PYTHONPATH", "JPY_PARENT_PID", "JPY_INTERRUPT_EVENT"})
 
@@ -73,7 +74,8 @@ class Session:
             removed = [key for key in self.environ if key not in os.environ and _carried(key)]
         added, dropped = [], []
         if sys.path != self.path:
-            extra = [(index, entry) for index, entry in enumerate(sys.path) if entry not in self.path]
+            own = [*self.path, PACKAGES.overlay]
+            extra = [(index, entry) for index, entry in enumerate(sys.path) if entry not in own]
             added = [(index, DIRECTORY.to_carried(entry) if isinstance(entry, str) else entry) for index, entry in extra]
             dropped = [entry for entry in self.path if entry not in sys.path]
         try:
@@ -94,6 +96,8 @@ class Session:
         for index, entry in state["path_add"]:
             path.insert(index, DIRECTORY.from_carried(entry) if isinstance(entry, str) else entry)
         sys.path[:] = path
+        if PACKAGES.overlay and PACKAGES.overlay not in path:
+            sys.path.insert(0, PACKAGES.overlay)
         if state["cwd"] is not None:
             DIRECTORY.go(DIRECTORY.from_carried(state["cwd"]))
 

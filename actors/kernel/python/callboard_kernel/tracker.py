@@ -8,6 +8,7 @@ prove equal.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from typing import Any, Callable
 
 from . import graph, history, live, pickler, refusal
 from .directory import DIRECTORY
+from .environment import Imported, facts
 from .files import Files, Unsteady
 from .fingerprint import Fingerprint, fingerprint, same
 from .functions import is_importable
 from .namespace import Namespace, is_output
+from .packages import PACKAGES
 from .placeholder import Unavailable
 from .session import Session
 
@@ -82,6 +85,7 @@ class Tracker:
         self.namespace = Namespace()
         self.session = Session()
         self.files = Files()
+        self.imported = Imported(live.LIVE.user_ns)
         self.budget_s = DEFAULT_BUDGET_S
         self.on_slow: Callable[[], None] | None = None
         self.in_dump = False
@@ -102,6 +106,7 @@ class Tracker:
             self._plain("session", self._session_values(delta), current, delta)
             self._plain("history", history.capture(), current, delta)
             self._files(current, delta)
+            self._environment(current, delta)
             delta.notices += DIRECTORY.notices
             DIRECTORY.notices.clear()
             delta.removed = [key for key in self.groups if key not in current]
@@ -272,6 +277,21 @@ class Tracker:
             current[key] = Group(names, "file", signature)
         for path, reason in left:
             self._report((path, "file", reason), delta)
+
+    def _environment(self, current: dict[str, Group], delta: Delta) -> None:
+        """Groups of JSON: what the session has imported, and what it has installed for itself."""
+        values: dict[str, Any] = {}
+        if imported := self.imported.look(live.LIVE.user_ns, PACKAGES.overlay):
+            values["environment:imported"] = {**facts(), "distributions": imported}
+        if PACKAGES.requirements:
+            values["environment:packages"] = PACKAGES.requirements
+        for key, value in values.items():
+            text = json.dumps(value, sort_keys=True).encode()
+            known = self.groups.get(key)
+            if known is None or known.signature != text:
+                delta.upsert.append({"group": key, "names": [], "kind": "environment", "parts": 1})
+                delta.buffers.append(text)
+            current[key] = Group([], "environment", text)
 
     def _report(self, refused: tuple[str, str, str], delta: Delta) -> None:
         name, kind, reason = refused

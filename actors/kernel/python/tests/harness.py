@@ -101,7 +101,9 @@ class NodeStandIn:
 class Kernel:
     """A kernel process with a client and its node's stand-in."""
 
-    def __init__(self, directory: Path | None = None, root: Path | None = None, **limits: Any) -> None:
+    def __init__(
+        self, directory: Path | None = None, root: Path | None = None, packages: dict[str, str] | None = None, **limits: Any
+    ) -> None:
         self.scratch = tempfile.TemporaryDirectory(prefix="callboard-test-")
         scratch = Path(self.scratch.name)
         state_path = str(scratch / "state.sock")
@@ -122,7 +124,7 @@ class Kernel:
         self.hello = self.node.accept()
         if root is not None:
             root.mkdir(parents=True, exist_ok=True)
-            told = {"type": "configure", "directory": {"root": str(root), **limits}}
+            told = {"type": "configure", "directory": {"root": str(root), **limits}, "packages": packages}
             self.node.send(told, [])
         self.client = BlockingKernelClient(connection_file=connection_file)
         self.client.load_connection_file()

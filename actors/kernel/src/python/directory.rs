@@ -9,10 +9,26 @@ use std::{
 };
 
 use callboard_protocol::{KernelId, control::KernelSpec};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What the Python side adds to a root's name for what it moved out of the way.
 const ASIDE_SUFFIX: &str = ".before";
+
+/// Holds one directory per kernel, for the packages that its session installs.
+const PACKAGES: &str = ".packages";
+
+/// What `pip` does in a session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PipPolicy {
+    /// It refuses to install.
+    Refuse,
+    /// It installs into a directory of the kernel's own, and again wherever the kernel moves.
+    #[default]
+    Replay,
+    /// It changes the environment of this one node.
+    Allow,
+}
 
 /// How this node keeps the files of sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +43,8 @@ pub struct FileOptions {
     pub total_bytes_max: u64,
     /// Most files that are carried for one kernel.
     pub files_max: u64,
+    /// What `pip` does.
+    pub pip: PipPolicy,
 }
 
 impl FileOptions {
@@ -39,6 +57,7 @@ impl FileOptions {
             file_bytes_max: 16 << 20,
             total_bytes_max: 256 << 20,
             files_max: 10_000,
+            pip: PipPolicy::default(),
         }
     }
 
@@ -55,7 +74,14 @@ impl FileOptions {
         }
     }
 
-    /// Removes the directory of a kernel that no longer has a member here. One that other nodes see
+    /// The packages of one kernel's session.
+    #[must_use]
+    pub fn packages_of(&self, spec: &KernelSpec) -> SessionPackages {
+        let overlay = self.root.join(PACKAGES).join(spec.kernel.to_string());
+        SessionPackages { policy: self.pip, overlay }
+    }
+
+    /// Removes the directories of a kernel that no longer has a member here. One that other nodes see
     /// too is removed with the kernel itself only.
     ///
     /// # Errors
@@ -66,6 +92,7 @@ impl FileOptions {
             return Ok(());
         }
         remove(&aside(&root))?;
+        remove(&self.root.join(PACKAGES).join(kernel.to_string()))?;
         remove(&root)
     }
 
@@ -98,6 +125,30 @@ impl SessionDirectory {
     /// If that fails.
     pub fn create(&self) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root)
+    }
+}
+
+/// Where the packages of one session go, as the Python side is told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SessionPackages {
+    /// What `pip` does.
+    pub policy: PipPolicy,
+    /// The directory of the kernel's own.
+    pub overlay: PathBuf,
+}
+
+impl SessionPackages {
+    /// Makes the directory, readable by its user only, if the policy needs it.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn create(&self) -> io::Result<()> {
+        match self.policy {
+            PipPolicy::Replay => {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.overlay)
+            }
+            PipPolicy::Refuse | PipPolicy::Allow => Ok(()),
+        }
     }
 }
 

@@ -12,13 +12,16 @@ mod sockets;
 mod state_socket;
 mod wire;
 
-pub use directory::{FileOptions, SessionDirectory};
+pub use directory::{FileOptions, PipPolicy, SessionDirectory, SessionPackages};
 pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;
 pub use process::{LaunchError, PythonConfig, PythonProcess};
 pub use state_socket::{Captured, CapturedGroup, Hello, RestoreGroup, Restored};
 
 use callboard_protocol::jupyter::JupyterMessage;
+
+/// A program that prints the environment of the interpreter that runs it, as JSON.
+pub const ENVIRONMENT_PROGRAM: &str = include_str!("../../python/callboard_kernel/environment.py");
 
 /// What a Python process tells.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     PythonEvent,
-    directory::SessionDirectory,
+    directory::{SessionDirectory, SessionPackages},
     launch::{SocketDirectory, probe, spawn},
     sockets::Sockets,
     state_socket::{self, FromPython, Hello, RestoreGroup},
@@ -42,6 +42,8 @@ pub struct PythonConfig {
     pub capture_budget_ms: u64,
     /// The session's directory; without one, it is where this process is.
     pub directory: Option<SessionDirectory>,
+    /// What `pip` does in the session; without it, what it does anywhere.
+    pub packages: Option<SessionPackages>,
 }
 
 /// Why a Python process did not come up.
@@ -158,6 +160,10 @@ impl Running {
         if let Some(session) = &config.directory {
             let fail = |source| LaunchError::Directory { path: session.root.clone(), source };
             session.create().map_err(fail)?;
+        }
+        if let Some(packages) = &config.packages {
+            let fail = |source| LaunchError::Directory { path: packages.overlay.clone(), source };
+            packages.create().map_err(fail)?;
         }
         let directory = SocketDirectory::create(run_dir)?;
         let key = SigningKey::generate();

@@ -225,7 +225,7 @@ pub(super) async fn write_configure(
 ) -> io::Result<()> {
     let json = serde_json::json!({
         "type": "configure", "capture_budget_ms": config.capture_budget_ms, "exclude": [],
-        "directory": config.directory, "buffers": [],
+        "directory": config.directory, "packages": config.packages, "buffers": [],
     });
     write(socket, &json, &[]).await
 }

@@ -58,8 +58,11 @@ impl ReplicaState {
         self.python_life += 1;
         let life = self.python_life;
         let context = &self.args.context;
-        let directory = Some(context.files.of(&self.args.spec));
-        let config = PythonConfig { directory, ..context.python.clone() };
+        let config = PythonConfig {
+            directory: Some(context.files.of(&self.args.spec)),
+            packages: Some(context.files.packages_of(&self.args.spec)),
+            ..context.python.clone()
+        };
         let (process, mut events) = PythonProcess::launch(config, &context.run_dir);
         self.python = Some(process);
         let me = self.me.clone();
@@ -111,6 +114,9 @@ impl ReplicaState {
     pub(super) fn restore_read(&mut self, term: Term, result: Result<super::ReadState, String>) {
         if self.executor.python() != callboard_policy::terms::PythonPhase::Restoring(term) {
             return;
+        }
+        if let Ok((groups, _)) = &result {
+            self.note_imported(groups.iter().map(|it| (it.group.as_str(), it.parts.as_slice())));
         }
         match (result, &self.python) {
             (Ok((groups, execution_count)), Some(python)) => {

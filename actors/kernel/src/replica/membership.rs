@@ -238,6 +238,7 @@ mod tests {
             replica_next: ReplicaId(9),
             version: 1,
             settings: Default::default(),
+            needs: None,
         }
     }
 

@@ -9,6 +9,7 @@
 mod actions;
 mod chunks;
 mod membership;
+mod needs;
 mod python_events;
 mod queries;
 mod starting;
@@ -22,7 +23,9 @@ use std::{
 use callboard_policy::terms::{
     Applied, Entry, Executor, Input, KernelLog, LoggedOutput, StateDelta,
 };
-use callboard_protocol::{NodeId, Seq, Term, control::KernelSpec, kernel::Level};
+use callboard_protocol::{
+    NodeId, Seq, Term, control::KernelSpec, environment::Environment, kernel::Level,
+};
 use callboard_replicated::{Applied as GroupEvent, Group, ProposeError};
 use callboard_transport::{Message, ReplyTo};
 use futures::FutureExt;
@@ -84,6 +87,8 @@ pub enum Internal {
     BaseReadable(bool),
     /// The state of a term could be read and was handed to Python, or not.
     RestoreRead(Term, Result<ReadState, String>),
+    /// The control plane knows what the session needs.
+    NeedsNoted(Box<Environment>),
     /// The nodes' health changed.
     Nodes,
     /// The group's leader or members changed.
@@ -130,6 +135,7 @@ pub struct ReplicaState {
     traces: CellTraces,
     chunk_keeper: chunks::ChunkKeeper,
     base_readable: bool,
+    needs: needs::Needs,
     changing_members: bool,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -198,6 +204,7 @@ impl ReplicaState {
                 self.step(Input::BaseReadable(readable));
             }
             Internal::RestoreRead(term, result) => self.restore_read(term, result),
+            Internal::NeedsNoted(needs) => self.needs_noted(*needs),
             Internal::Nodes => self.nodes_changed(),
             Internal::Membership => self.membership_changed(),
             Internal::MembershipChanged => {
@@ -338,6 +345,7 @@ impl ReplicaState {
         }
         self.step(Input::Tick);
         self.drive_membership();
+        self.report_needs();
         self.tasks.retain(|task| !task.is_finished());
         self.askers.retain(|_, (since, _)| since.elapsed() < REQUEST_KEPT);
         let group = &self.group;

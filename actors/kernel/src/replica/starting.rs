@@ -107,6 +107,7 @@ impl ReplicaState {
             traces: CellTraces::default(),
             chunk_keeper,
             base_readable: false,
+            needs: super::needs::Needs::default(),
             changing_members: false,
             tasks,
         }

@@ -27,6 +27,7 @@ fn beat(number: usize, incarnation: u64, at_ms: u64) -> Beat {
         epoch: Epoch(1),
         suspects: vec![],
         python_problem: None,
+        environment: None,
     }
 }
 

@@ -103,6 +103,8 @@ impl TestCluster {
                 failure: FailureConfig { gone_after_ms: GONE_AFTER_MS, ..Default::default() },
                 repair: RepairLimits::default(),
                 python: watch::channel(None).1,
+                environment: watch::channel(None).1,
+                environment_match: Default::default(),
                 crash: Arc::new(|| {}),
                 seed: self.seed + u64::from(*n),
                 dir,
