@@ -36,6 +36,7 @@ test-rust: build ## Rust tests
 
 test-python: setup ## Tests of the Python package inside a kernel
 	@$(PYTHON) -m pytest -q actors/kernel/python/tests chaos/checker
+	@CALLBOARD_TEST_ZYGOTE=1 $(PYTHON) -m pytest -q actors/kernel/python/tests
 
 acceptance: setup ## The long lines: model, crash seeds, fsync trace, chaos, speed (an hour)
 	@scripts/acceptance

@@ -11,7 +11,7 @@ use std::{
 };
 
 use callboard_client::Client;
-use callboard_protocol::{NodeId, control::NodeHealth};
+use callboard_protocol::{KernelId, NodeId, control::NodeHealth};
 use callboard_transport::Credentials;
 use nix::{
     sys::signal::{Signal, kill},
@@ -24,13 +24,20 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{error::ChaosError, network::Network};
+use crate::{
+    disks::{self, Disks},
+    error::ChaosError,
+    network::Network,
+    plan::Profile,
+};
 
 /// Four nodes under kernels of three replicas: one is left to take a lost replica's place.
 pub const NODES: u16 = 4;
 /// Silence after which replicas are replaced. Short, so that membership changes are part of a run;
 /// longer than a killed node needs to come back.
 pub const GONE_AFTER: Duration = Duration::from_secs(4);
+/// Log entries between two snapshots in the endurance profile: a few cells' worth.
+const SNAPSHOT_EVERY: u64 = 25;
 /// How long the cluster may take to form.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long it may take to stop.
@@ -49,6 +56,10 @@ pub struct ClusterOptions {
     pub python: PathBuf,
     /// Where everything goes.
     pub folder: PathBuf,
+    /// How it is set up.
+    pub profile: Profile,
+    /// Keys of the configuration besides those that every run has.
+    pub config: toml::Table,
 }
 
 /// The configuration given to `up`; the other keys keep their defaults.
@@ -60,6 +71,11 @@ struct Config {
     broker_host: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node_launcher: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot_every_entries: Option<u64>,
+    disk_faults: bool,
+    #[serde(flatten)]
+    more: toml::Table,
 }
 
 /// A running cluster.
@@ -69,6 +85,8 @@ pub struct Cluster {
     client: Client,
     folder: PathBuf,
     network: Option<Network>,
+    /// Dropped last: the nodes' file systems.
+    disks: Option<Disks>,
 }
 
 impl Cluster {
@@ -80,16 +98,25 @@ impl Cluster {
         options: &ClusterOptions,
         network: Option<Network>,
     ) -> Result<Self, ChaosError> {
+        let endures = options.profile == Profile::Endurance;
         let config = Config {
             nodes: NODES,
             gone_after_ms: GONE_AFTER.as_millis(),
             broker_host: network.as_ref().map(Network::broker_host),
             node_launcher: network.as_ref().map(Network::launcher),
+            snapshot_every_entries: endures.then_some(SNAPSHOT_EVERY),
+            disk_faults: endures,
+            more: options.config.clone(),
         };
         let config_file = options.folder.join("chaos.toml");
         let text = toml::to_string(&config).map_err(|e| ChaosError::BadPlan(e.to_string()))?;
         fs::write(&config_file, text).map_err(ChaosError::io("write", &config_file))?;
         let (data, log) = (options.folder.join("cluster"), options.folder.join("up.log"));
+        let folders: Vec<PathBuf> = nodes().map(|node| node_folder(&data, &node)).collect();
+        let disks = match endures && disks::problem().is_none() {
+            true => Some(Disks::create(&folders, &options.folder.join("disks"))?),
+            false => None,
+        };
         let stderr = fs::File::create(&log).map_err(ChaosError::io("make", &log))?;
         let no_cluster = |why: String| ChaosError::NoCluster { why, log: log.clone() };
         // A group of its own: Ctrl-C at the terminal reaches the run alone, which stops in order.
@@ -117,7 +144,7 @@ impl Cluster {
             .map_err(|error| no_cluster(error.to_string()))?;
         let client =
             Client::connect(&credentials).await.map_err(|error| no_cluster(error.to_string()))?;
-        Ok(Self { up, client, folder: data, network })
+        Ok(Self { up, client, folder: data, network, disks })
     }
 
     /// An operator's connection.
@@ -141,12 +168,26 @@ impl Cluster {
     /// Where the chunks of each node are, with the node.
     #[must_use]
     pub fn chunk_folders(&self) -> Vec<(NodeId, PathBuf)> {
-        let node = |number: u16| NodeId::new(format!("node-{number}")).ok();
-        let folder = |node: NodeId| {
-            let path = self.folder.join("nodes").join(node.as_str()).join("chunks");
-            (node, path)
-        };
-        (1..=NODES).filter_map(node).map(folder).collect()
+        nodes().map(|node| (node.clone(), self.node_folder(&node).join("chunks"))).collect()
+    }
+
+    /// Where the snapshots of a kernel's group are on each node.
+    #[must_use]
+    pub fn snapshot_folders(&self, kernel: KernelId) -> Vec<PathBuf> {
+        let below = |node| self.node_folder(&node).join("groups").join(kernel.to_string());
+        nodes().map(below).collect()
+    }
+
+    /// The data directory of a node.
+    #[must_use]
+    pub fn node_folder(&self, node: &NodeId) -> PathBuf {
+        node_folder(&self.folder, node)
+    }
+
+    /// Whether each node's data is on a file system of its own.
+    #[must_use]
+    pub fn has_disks(&self) -> bool {
+        self.disks.is_some()
     }
 
     /// The process of a node.
@@ -247,6 +288,15 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         terminate(&self.up);
     }
+}
+
+/// The nodes of a cluster.
+pub fn nodes() -> impl Iterator<Item = NodeId> {
+    (1..=NODES).filter_map(|number| NodeId::new(format!("node-{number}")).ok())
+}
+
+fn node_folder(data: &Path, node: &NodeId) -> PathBuf {
+    data.join("nodes").join(node.as_str())
 }
 
 /// Asks a child to end, if it still runs. Until it is waited for, the id belongs to it.

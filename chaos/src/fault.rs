@@ -1,17 +1,38 @@
 //! Carries faults out, and undoes those that last.
 
-use callboard_protocol::{NodeId, kernel::KernelStatus, kernel::ReplicaRole};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use callboard_protocol::{
+    NodeId,
+    kernel::{KernelStatus, ReplicaRole},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     cluster::Cluster,
+    damage, disks,
     error::ChaosError,
-    plan::{Fault, HOLD},
+    plan::{FULL, Fault, HOLD},
 };
+
+/// The file by which a node's disk is told to fail, in its data directory.
+const ORDER: &str = "disk-faults";
+/// How long an order is left for the node to find: until its next write.
+const ORDER_WITHIN: Duration = Duration::from_secs(5);
+/// How long a killed node may take to be started again.
+const RESTART_WITHIN: Duration = Duration::from_secs(30);
+/// How long a stopped process may take to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// Pause between looks.
+const POLL: Duration = Duration::from_millis(20);
 
 /// What a fault needs to know about its victim, looked up before the moment comes.
 #[derive(Debug, Clone)]
@@ -20,8 +41,12 @@ pub struct Target {
     pub fault: Fault,
     /// The node it strikes, if it strikes one.
     pub node: Option<NodeId>,
+    /// A second node, if it strikes two.
+    pub also: Option<NodeId>,
     /// The process it strikes.
     pub pid: u32,
+    /// Where and how much a disk is damaged.
+    pub seed: u64,
 }
 
 /// A fault that was carried out.
@@ -31,18 +56,27 @@ pub struct Struck {
     pub at: Instant,
     /// What was done to what.
     pub what: String,
-    undo: Option<Undo>,
+    undo: Vec<Undo>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Undo {
+    /// Let a stopped process go on.
     Continue(u32),
+    /// Plug a cable in.
     Connect(u16),
+    /// Give a disk its room back.
+    Free(PathBuf),
+    /// Take back an order that nobody has found.
+    Withdraw(PathBuf),
+    /// Wait until a node has another process than this one.
+    Restarted(NodeId, u32),
 }
 
 impl Target {
-    /// Finds the victim of `fault` in the kernel's present state. `python` is the executor's
-    /// Python process.
+    /// Finds the victim of `fault` in the kernel's present state: the executor's node, the
+    /// leader's, the broker; another one than `not` if it is the second of two. `python` is the
+    /// executor's Python process.
     ///
     /// # Errors
     /// [`ChaosError`] if it cannot be found or is not ours.
@@ -51,57 +85,169 @@ impl Target {
         fault: Fault,
         status: &KernelStatus,
         python: u32,
+        not: Option<&NodeId>,
     ) -> Result<Self, ChaosError> {
-        let executor = status.replicas.iter().find(|it| it.role == ReplicaRole::Executor);
-        let leader = status.replicas.iter().find(|it| Some(it.replica) == status.raft_leader);
-        let member = if fault == Fault::KillLeaderNode { leader } else { executor };
         let missing = || ChaosError::TooSlow {
             what: "an executor and a leader to strike",
             within_s: 0,
             detail: format!(": {status:?}"),
         };
-        let node = &member.ok_or_else(missing)?.node;
+        let node = victim(fault, status, not).ok_or_else(missing)?;
+        let also = match fault {
+            Fault::FullDiskMajority => {
+                let other = status.replicas.iter().find(|it| it.node != node);
+                Some(other.ok_or_else(missing)?.node.clone())
+            }
+            _ => None,
+        };
         let (node, pid) = match fault {
             Fault::KillBroker => (None, cluster.broker_pid()?),
             Fault::KillPython => {
                 cluster.check_python(python)?;
-                (Some(node.clone()), python)
+                (Some(node), python)
             }
-            _ => (Some(node.clone()), cluster.node_pid(node).await?),
+            _ => {
+                let pid = cluster.node_pid(&node).await?;
+                (Some(node), pid)
+            }
         };
-        Ok(Self { fault, node, pid })
+        Ok(Self { fault, node, also, pid, seed: 0 })
+    }
+
+    /// With another seed of damage.
+    #[must_use]
+    pub fn seeded(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 
     /// Strikes.
     ///
     /// # Errors
     /// [`ChaosError`] if the process was gone already or the link cannot be cut.
-    pub fn strike(&self, cluster: &Cluster) -> Result<Struck, ChaosError> {
-        let name = self.node.as_ref().map_or("the broker", NodeId::as_str);
-        let (what, undo) = match self.fault {
+    pub async fn strike(&self, cluster: &Cluster) -> Result<Struck, ChaosError> {
+        let (what, undo) = match &self.node {
+            None => {
+                signal(self.pid, Signal::SIGKILL)?;
+                (format!("SIGKILL to the broker (pid {})", self.pid), Vec::new())
+            }
+            Some(node) => self.strike_node(cluster, node).await?,
+        };
+        Ok(Struck { at: Instant::now(), what, undo })
+    }
+
+    async fn strike_node(
+        &self,
+        cluster: &Cluster,
+        node: &NodeId,
+    ) -> Result<(String, Vec<Undo>), ChaosError> {
+        let pid = self.pid;
+        let folder = cluster.node_folder(node);
+        Ok(match self.fault {
             Fault::Partition => {
-                let number = number(name)?;
+                let number = number(node.as_str())?;
                 let network = cluster.network().ok_or_else(|| ChaosError::Command {
-                    command: format!("cut off {name}"),
+                    command: format!("cut off {node}"),
                     why: "the nodes have no network namespaces".to_owned(),
                 })?;
                 network.cut(number)?;
-                (format!("cut off {name}"), Some(Undo::Connect(number)))
+                (format!("cut off {node}"), vec![Undo::Connect(number)])
             }
             Fault::Stop10s => {
-                signal(self.pid, Signal::SIGSTOP)?;
-                (format!("SIGSTOP to {name} (pid {})", self.pid), Some(Undo::Continue(self.pid)))
+                signal(pid, Signal::SIGSTOP)?;
+                (format!("SIGSTOP to {node} (pid {pid})"), vec![Undo::Continue(pid)])
             }
             Fault::KillPython => {
-                signal(self.pid, Signal::SIGKILL)?;
-                (format!("SIGKILL to Python on {name} (pid {})", self.pid), None)
+                signal(pid, Signal::SIGKILL)?;
+                (format!("SIGKILL to Python on {node} (pid {pid})"), Vec::new())
             }
             Fault::KillNode | Fault::KillLeaderNode | Fault::KillBroker => {
-                signal(self.pid, Signal::SIGKILL)?;
-                (format!("SIGKILL to {name} (pid {})", self.pid), None)
+                signal(pid, Signal::SIGKILL)?;
+                (format!("SIGKILL to {node} (pid {pid})"), Vec::new())
             }
+            Fault::FullDisk | Fault::FullDiskMajority => {
+                let nodes: Vec<&NodeId> =
+                    [Some(node), self.also.as_ref()].into_iter().flatten().collect();
+                for full in &nodes {
+                    disks::fill(&cluster.node_folder(full))?;
+                }
+                let names: Vec<&str> = nodes.iter().map(|it| it.as_str()).collect();
+                let undo = nodes.iter().map(|it| Undo::Free(cluster.node_folder(it))).collect();
+                (format!("no room left on the disk of {}", names.join(" and ")), undo)
+            }
+            Fault::FailedFsync => {
+                order(&folder, "fail_syncs 1 wal/")?;
+                let undo = vec![Undo::Withdraw(folder.join(ORDER))];
+                (format!("the next sync of {node} fails"), undo)
+            }
+            Fault::TornWrite => {
+                let bytes = self.seed % 200;
+                order(&folder, &format!("tear {bytes} wal/"))?;
+                let undo = vec![Undo::Withdraw(folder.join(ORDER))];
+                (format!("the next write of {node} is torn after {bytes} bytes"), undo)
+            }
+            Fault::FlipBits | Fault::TruncateTail | Fault::LoseDisk => {
+                let what = self.damage(node, &folder).await?;
+                (what, vec![Undo::Restarted(node.clone(), pid)])
+            }
+        })
+    }
+
+    /// Damages the disk of a node that stands still, and kills it: so it cannot read or write
+    /// between the two, and whoever starts it again cannot be faster.
+    async fn damage(&self, node: &NodeId, folder: &Path) -> Result<String, ChaosError> {
+        signal(self.pid, Signal::SIGSTOP)?;
+        let stopped = stands_still(self.pid).await;
+        let damaged = match self.fault {
+            _ if stopped.is_err() => Ok(String::new()),
+            Fault::FlipBits => damage::flip_bits(folder, self.seed),
+            Fault::TruncateTail => damage::truncate_tail(folder, self.seed),
+            _ => damage::lose_disk(folder),
         };
-        Ok(Struck { at: Instant::now(), what, undo })
+        signal(self.pid, Signal::SIGKILL)?;
+        stopped?;
+        Ok(format!("SIGKILL to {node} (pid {}), {}", self.pid, damaged?))
+    }
+}
+
+/// Whose node it strikes.
+fn victim(fault: Fault, status: &KernelStatus, not: Option<&NodeId>) -> Option<NodeId> {
+    let executor = status.replicas.iter().find(|it| it.role == ReplicaRole::Executor);
+    let leader = status.replicas.iter().find(|it| Some(it.replica) == status.raft_leader);
+    let usual = if fault == Fault::KillLeaderNode { leader } else { executor }?;
+    // Python and the broker can always be struck, too.
+    let is_free =
+        not != Some(&usual.node) || matches!(fault, Fault::KillPython | Fault::KillBroker);
+    if is_free {
+        return Some(usual.node.clone());
+    }
+    let other = status.replicas.iter().find(|it| Some(&it.node) != not)?;
+    Some(other.node.clone())
+}
+
+/// Leaves an order where the node's disk finds it, whole.
+fn order(folder: &Path, text: &str) -> Result<(), ChaosError> {
+    let (beside, path) = (folder.join("disk-faults.new"), folder.join(ORDER));
+    fs::write(&beside, text).map_err(ChaosError::io("write", &beside))?;
+    fs::rename(&beside, &path).map_err(ChaosError::io("write", &path))
+}
+
+/// Waits until every thread of a process that got SIGSTOP has stopped.
+async fn stands_still(pid: u32) -> Result<(), ChaosError> {
+    let until = Instant::now() + STOP_WITHIN;
+    loop {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+        let stands = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['T', 'Z', 'X']))
+        };
+        if tasks.flatten().all(stands) {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            let why = "it does not stop".to_owned();
+            return Err(ChaosError::NotOurs { pid, why });
+        }
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -109,24 +255,57 @@ impl Struck {
     /// Waits until the fault is over and undoes it.
     ///
     /// # Errors
-    /// [`ChaosError`] if that fails: the network is then not whole.
+    /// [`ChaosError`] if that fails: the cluster is then not whole.
     pub async fn heal(mut self, cluster: &Cluster) -> Result<(), ChaosError> {
-        if self.undo.is_some() {
-            sleep_until(self.at + HOLD).await;
+        let mut healed = Ok(());
+        for undo in std::mem::take(&mut self.undo) {
+            let over = match &undo {
+                Undo::Continue(_) | Undo::Connect(_) => Ok(sleep_until(self.at + HOLD).await),
+                Undo::Free(_) => Ok(sleep_until(self.at + FULL).await),
+                Undo::Withdraw(path) => {
+                    while path.exists() && self.at.elapsed() < ORDER_WITHIN {
+                        sleep(POLL).await;
+                    }
+                    Ok(())
+                }
+                Undo::Restarted(node, pid) => restarted(cluster, node, *pid).await,
+            };
+            healed = healed.and(over).and(undo.carry_out(cluster));
         }
-        self.undo(cluster)
+        healed
     }
+}
 
-    /// Undoes the fault now.
-    ///
-    /// # Errors
-    /// As [`Self::heal`].
-    pub fn undo(&mut self, cluster: &Cluster) -> Result<(), ChaosError> {
-        match self.undo.take() {
-            None => Ok(()),
-            Some(Undo::Continue(pid)) => signal(pid, Signal::SIGCONT),
-            Some(Undo::Connect(node)) => cluster.network().map_or(Ok(()), |it| it.heal(node)),
+impl Undo {
+    fn carry_out(&self, cluster: &Cluster) -> Result<(), ChaosError> {
+        match self {
+            Self::Continue(pid) => signal(*pid, Signal::SIGCONT),
+            Self::Connect(node) => cluster.network().map_or(Ok(()), |it| it.heal(*node)),
+            Self::Free(folder) => disks::free(folder),
+            Self::Withdraw(path) => {
+                // The node takes it away when it finds it.
+                let _ = fs::remove_file(path);
+                Ok(())
+            }
+            Self::Restarted(..) => Ok(()),
         }
+    }
+}
+
+/// Waits until a node has another process than `old`.
+async fn restarted(cluster: &Cluster, node: &NodeId, old: u32) -> Result<(), ChaosError> {
+    let until = Instant::now() + RESTART_WITHIN;
+    loop {
+        let detail = match cluster.node_pid(node).await {
+            Ok(pid) if pid != old => return Ok(()),
+            Ok(pid) => format!(": its process is still {pid}"),
+            Err(error) => format!(": {error}"),
+        };
+        if Instant::now() > until {
+            let (what, within_s) = ("the restart of a killed node", RESTART_WITHIN.as_secs());
+            return Err(ChaosError::TooSlow { what, within_s, detail });
+        }
+        sleep(POLL * 5).await;
     }
 }
 

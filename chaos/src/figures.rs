@@ -33,13 +33,14 @@ impl Figures {
             trials.iter().map(findings).sum::<Option<usize>>().map(|sum| sum as u64)
         };
         let idle = |kill: bool| {
-            let of_kind = |fault: Fault| fault.is_kill() == kill;
+            let of_kind = |fault: Fault| if kill { fault.is_kill() } else { fault.is_hold() };
             if refused.iter().copied().any(of_kind) {
                 return None;
             }
             let times: Option<Vec<f64>> = trials
                 .iter()
                 .filter(|it| it.trial.moment == Moment::Idle && of_kind(it.trial.fault))
+                .filter(|it| it.trial.second.is_none())
                 .map(|it| it.next_result_s)
                 .collect();
             percentile_95(times?)
@@ -67,7 +68,7 @@ mod tests {
     use crate::{checker::Verdict, plan::Trial};
 
     fn report(fault: Fault, next_result_s: Option<f64>, verdict: Option<Verdict>) -> TrialReport {
-        let trial = Trial { seed: 1, moment: Moment::Idle, fault };
+        let trial = Trial { seed: 1, moment: Moment::Idle, fault, second: None };
         TrialReport { next_result_s, verdict, ..TrialReport::new(1, trial) }
     }
 

@@ -9,17 +9,21 @@
 
 pub mod checker;
 pub mod cluster;
+pub mod damage;
+pub mod disks;
 pub mod error;
 pub mod fault;
 pub mod figures;
 pub mod history;
+pub mod kinds;
 pub mod network;
 pub mod plan;
 pub mod run;
 pub mod session;
+pub mod soak;
 pub mod trial;
 pub mod trigger;
 
 pub use error::ChaosError;
-pub use plan::{Fault, Moment, Plan, Trial};
+pub use plan::{Fault, Moment, Plan, Profile, Trial};
 pub use run::{Report, RunOptions, run};

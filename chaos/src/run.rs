@@ -14,11 +14,13 @@ use tokio::time::{Instant, timeout};
 use crate::{
     checker::{Checker, Verdict},
     cluster::{Cluster, ClusterOptions, NODES},
+    disks,
     error::ChaosError,
     figures::Figures,
     network::{self, Network},
-    plan::{Fault, Plan, Trial},
+    plan::{Fault, Moment, Plan, Trial},
     trial::{Stage, TrialResult},
+    trigger::{HIBERNATING, PARKED, knows_phase},
 };
 
 /// How long any one trial may take: its waits have limits of their own, this one is for hangs.
@@ -43,6 +45,8 @@ pub struct RunOptions {
     pub keep: bool,
     /// The command line that makes this run, without `--only`.
     pub command: String,
+    /// Keys of the cluster's configuration besides those that every run has.
+    pub config: toml::Table,
 }
 
 /// One trial of the report.
@@ -113,6 +117,8 @@ pub struct Report {
     pub trials: Vec<TrialReport>,
     /// Faults that this machine cannot carry out, with the reason.
     pub refused: Vec<(Fault, String)>,
+    /// Trials whose moment cannot come in this build, with the reason.
+    pub skipped: Vec<(u32, String)>,
     /// The run's folder, if it was kept.
     pub folder: Option<PathBuf>,
 }
@@ -148,11 +154,13 @@ pub async fn run(
         say,
         checker: Checker::install(&folder.join("checker"), &options.python).await?,
         network_problem: network::problem(),
+        disks_problem: disks::problem(),
         folder,
         cluster: None,
         clusters: 0,
         reports: Vec::new(),
         refused: Vec::new(),
+        skipped: Vec::new(),
     };
     say(&format!("seed {seed}, {} trials, in {}", options.plan.trials.len(), run.folder.display()));
     let ended = tokio::select! {
@@ -172,6 +180,7 @@ pub async fn run(
         figures: Figures::of(&run.reports, &refused_faults),
         trials: run.reports,
         refused: run.refused,
+        skipped: run.skipped,
         folder: Some(run.folder.clone()),
     };
     let failed = report.trials.iter().any(|trial| !trial.is_ok());
@@ -187,27 +196,44 @@ struct Run<'a> {
     say: &'a (dyn Fn(&str) + Sync),
     checker: Checker,
     network_problem: Option<String>,
+    disks_problem: Option<String>,
     folder: PathBuf,
     cluster: Option<Cluster>,
     clusters: u32,
     reports: Vec<TrialReport>,
     refused: Vec<(Fault, String)>,
+    skipped: Vec<(u32, String)>,
 }
 
 impl Run<'_> {
+    /// The fault of a trial that this machine cannot carry out, and why.
+    fn refusal(&self, trial: &Trial) -> Option<(Fault, String)> {
+        trial.faults().find_map(|fault| {
+            let problem = match fault {
+                Fault::Partition => &self.network_problem,
+                Fault::FullDisk | Fault::FullDiskMajority => &self.disks_problem,
+                _ => &None,
+            };
+            Some((fault, problem.clone()?))
+        })
+    }
+
     async fn trials(&mut self) -> Result<(), ChaosError> {
         let count = self.options.plan.trials.len();
         for (number, trial) in (1_u32..).zip(&self.options.plan.trials) {
             if !self.options.only.is_empty() && !self.options.only.contains(&number) {
                 continue;
             }
-            if trial.fault == Fault::Partition
-                && let Some(why) = self.network_problem.clone()
-            {
+            if let Some((fault, why)) = self.refusal(trial) {
                 (self.say)(&format!("{number:>3}/{count} {trial}: REFUSED: {why}"));
-                if self.refused.is_empty() {
-                    self.refused.push((Fault::Partition, why));
+                if self.refused.iter().all(|(known, _)| *known != fault) {
+                    self.refused.push((fault, why));
                 }
+                continue;
+            }
+            if let Some(why) = unseen(trial.moment) {
+                (self.say)(&format!("{number:>3}/{count} {trial}: SKIPPED: {why}"));
+                self.skipped.push((number, why));
                 continue;
             }
             let report = self.trial(number, trial).await?;
@@ -263,6 +289,8 @@ impl Run<'_> {
             program: self.program.clone(),
             python: self.options.python.clone(),
             folder,
+            profile: self.options.plan.profile,
+            config: self.options.config.clone(),
         };
         let begun = Instant::now();
         let cluster = Cluster::start(&options, network).await?;
@@ -288,6 +316,16 @@ impl Run<'_> {
             self.folder.join(format!("c{}", self.clusters)).display()
         ));
     }
+}
+
+/// Why a moment cannot be seen in this build.
+fn unseen(moment: Moment) -> Option<String> {
+    let phase = match moment {
+        Moment::Hibernating => HIBERNATING,
+        Moment::Parked => PARKED,
+        _ => return None,
+    };
+    (!knows_phase(phase)).then(|| format!("kernels of this build are never {phase}"))
 }
 
 /// A trial in a line.

@@ -196,6 +196,14 @@ impl Session {
         self.history.record(&Entry::Final { log: held.log, n: held.n })
     }
 
+    /// Runs a cell without a token, which may raise, and waits for its end.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub async fn run(&mut self, code: String) -> Result<End, ChaosError> {
+        self.plain(code).await
+    }
+
     async fn plain(&mut self, code: String) -> Result<End, ChaosError> {
         let cell = self.send(None, code, Level::Durable)?;
         Ok(self.finish(cell).await?.end)

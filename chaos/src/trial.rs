@@ -7,8 +7,8 @@ use std::{
 };
 
 use callboard_protocol::{
-    KernelId, NodeId,
-    control::StartKernel,
+    KernelId, NodeId, ReplicaId,
+    control::{ReplicaSpec, Standing, StartKernel},
     kernel::{KernelStatus, Level, ReplicaRole},
 };
 use nix::sys::signal::Signal;
@@ -22,7 +22,10 @@ use crate::{
     history::{Entry, History},
     plan::{Fault, Moment, Timings, Trial},
     session::{InFlight, Sent, Session},
-    trigger::{ChunkWatch, MOMENT_WITHIN, idle_status, new_member},
+    trigger::{
+        ChunkWatch, HIBERNATING, MOMENT_WITHIN, PARKED, SnapshotWatch, idle_status, new_member,
+        phase,
+    },
 };
 
 /// How long a kernel and its nodes may take to be whole, at first and after a fault was healed.
@@ -31,6 +34,8 @@ pub const WHOLE_WITHIN: Duration = Duration::from_secs(60);
 const IDLE_PAUSE: Duration = Duration::from_secs(2);
 /// How often a kernel is asked whether it is whole.
 const WHOLE_POLL: Duration = Duration::from_millis(100);
+/// How long one question to the control plane is tried.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
 /// Cells sent after the fault at most until one has a result.
 const CELLS_AFTER_MAX: usize = 10;
 /// What a cell makes so that chunks are pushed, in bytes.
@@ -73,7 +78,13 @@ impl Stage<'_> {
         let kernel = KernelId::generate();
         let name = Some(format!("chaos-{number}"));
         let control = self.cluster.client().control();
-        let request = StartKernel { kernel, name, replicas: 3, settings: Default::default() };
+        let request = StartKernel {
+            kernel,
+            name,
+            replicas: 3,
+            options: Default::default(),
+            settings: Default::default(),
+        };
         control.start_kernel(&request).await.map_err(ChaosError::refused("start a kernel"))?;
         let history = History::create(&self.folder.join("history.jsonl"))?;
         history.record(&Entry::Trial {
@@ -82,7 +93,7 @@ impl Stage<'_> {
             kernel: kernel.to_string(),
         })?;
         let mut session = Session::new(self.cluster, kernel, history);
-        self.whole(&session).await?;
+        until_whole(self.cluster, &session).await?;
         let witness = self.folder.join("witness.txt");
         let result = self.strike_and_heal(trial, &mut session, &witness).await?;
         control.stop_kernel(kernel).await.map_err(ChaosError::refused("stop the kernel"))?;
@@ -104,10 +115,21 @@ impl Stage<'_> {
             sleep(IDLE_PAUSE).await;
         }
         let status = self.status(session).await?;
-        let target = Target::find(self.cluster, trial.fault, &status, python).await?;
+        let target = Target::find(self.cluster, trial.fault, &status, python, None).await?;
+        let target = target.seeded(timings.damage_seed);
+        let second = match trial.second {
+            None => None,
+            Some(fault) => {
+                let not = target.node.as_ref();
+                let found = Target::find(self.cluster, fault, &status, python, not).await?;
+                Some(found.seeded(timings.damage_seed.wrapping_add(1)))
+            }
+        };
         let (cell, struck) = self.strike(trial, &timings, session, &status, &target).await?;
-        let (at, what) = (struck.at, struck.what.clone());
-        session.history().record(&Entry::Struck { what: what.clone() })?;
+        let at = struck.at;
+        session.history().record(&Entry::Struck { what: struck.what.clone() })?;
+        let history = session.history().clone();
+        let healing = self.strike_again_and_heal(struck, second, &timings, &history);
         let after = async {
             let mut sent = vec![session.finish(cell).await?];
             // More than planned if need be: the time to the next result is always measured.
@@ -118,11 +140,11 @@ impl Stage<'_> {
             }
             Ok::<_, ChaosError>(sent)
         };
-        let (sent, healed) = tokio::join!(after, struck.heal(self.cluster));
-        let (sent, ()) = (sent?, healed?);
+        let (sent, healed) = tokio::join!(after, healing);
+        let (sent, what) = (sent?, healed?);
         session.history().record(&Entry::Healed)?;
         let healed_at = Instant::now();
-        self.whole(session).await?;
+        until_whole(self.cluster, session).await?;
         self.cluster.all_up(WHOLE_WITHIN).await?;
         session.history().record(&Entry::Whole)?;
         let whole_s = healed_at.elapsed().as_secs_f64();
@@ -142,6 +164,42 @@ impl Stage<'_> {
         Ok(TrialResult { struck: what, cell, next_result_s, whole_s, verdict })
     }
 
+    /// Strikes the second time, if there is one, and ends both faults; says what was done.
+    async fn strike_again_and_heal(
+        &self,
+        first: Struck,
+        second: Option<Target>,
+        timings: &Timings,
+        history: &History,
+    ) -> Result<String, ChaosError> {
+        let mut what = first.what.clone();
+        let mut struck = vec![first];
+        if let Some(second) = second {
+            sleep(timings.second_delay).await;
+            match second.strike(self.cluster).await {
+                Ok(it) => {
+                    what = format!(
+                        "{what}; {} ms later {}",
+                        timings.second_delay.as_millis(),
+                        it.what
+                    );
+                    history.record(&Entry::Struck { what: it.what.clone() })?;
+                    struck.push(it);
+                }
+                // The first fault may have taken it along: Python with its node.
+                Err(ChaosError::NotOurs { pid, why }) => {
+                    what = format!("{what}; then nothing: process {pid} was gone ({why})");
+                }
+                Err(error) => {
+                    let _ = heal_all(self.cluster, struck).await;
+                    return Err(error);
+                }
+            }
+        }
+        heal_all(self.cluster, struck).await?;
+        Ok(what)
+    }
+
     /// Sends the cell under test, waits for the moment, strikes.
     async fn strike(
         &self,
@@ -155,9 +213,16 @@ impl Stage<'_> {
         let level = timings.level;
         let mut cell = match trial.moment {
             Moment::Idle => {
-                let struck = target.strike(self.cluster)?;
+                let struck = target.strike(self.cluster).await?;
                 return Ok((session.begin("", "", Level::Durable)?, struck));
             }
+            Moment::Hibernating | Moment::Parked => {
+                let name = if trial.moment == Moment::Parked { PARKED } else { HIBERNATING };
+                phase(session.kernel(), name).await?;
+                let struck = target.strike(self.cluster).await?;
+                return Ok((session.begin("", "", Level::Durable)?, struck));
+            }
+            Moment::DuringSnapshot => self.until_snapshot(session, level).await?,
             Moment::AfterAccept => {
                 let mut cell = session.begin("", &sleeping, level)?;
                 seen(&mut cell.accepted, "the acceptance of a cell").await?;
@@ -192,9 +257,31 @@ impl Stage<'_> {
             }
         };
         sleep(timings.strike_delay).await;
-        let struck = target.strike(self.cluster);
+        let struck = target.strike(self.cluster).await;
         cell.accepted.close();
         Ok((cell, struck?))
+    }
+
+    /// Sends cells until a replica writes a snapshot; returns the cell that is on its way then.
+    async fn until_snapshot(
+        &self,
+        session: &mut Session,
+        level: Level,
+    ) -> Result<InFlight, ChaosError> {
+        let watch = SnapshotWatch::begin(self.cluster, session.kernel().id());
+        let mut seen = std::pin::pin!(watch.wait());
+        loop {
+            let mut cell = session.begin("", "", level)?;
+            tokio::select! {
+                appeared = &mut seen => {
+                    appeared?;
+                    return Ok(cell);
+                }
+                // It prints nothing: whoever would tell of output is gone when the cell has ended.
+                _ = &mut cell.output => {}
+            }
+            session.finish(cell).await?;
+        }
     }
 
     /// Stops a standby's node until the control plane replaces its replica, then lets it go on.
@@ -241,23 +328,57 @@ impl Stage<'_> {
             }
         }
     }
+}
 
-    /// Waits until the kernel has three replicas that all take part.
-    async fn whole(&self, session: &Session) -> Result<(), ChaosError> {
-        let until = Instant::now() + WHOLE_WITHIN;
-        loop {
-            let detail = match session.kernel().show().await {
-                Ok(status) if is_whole(&status) => return Ok(()),
-                Ok(status) => format!(": its replicas are {:?}", status.replicas),
-                Err(fault) => format!(": {fault}"),
-            };
-            if Instant::now() > until {
-                let what = "the return of all three replicas";
-                return Err(ChaosError::TooSlow { what, within_s: WHOLE_WITHIN.as_secs(), detail });
+/// Members of the kernel that are on their way in or out, or on a disk that their node has no
+/// more: a status may be from before a loss was noticed.
+///
+/// # Errors
+/// What the control plane says.
+pub async fn strangers(
+    cluster: &Cluster,
+    kernel: KernelId,
+) -> Result<Vec<ReplicaId>, callboard_protocol::Fault> {
+    let control = cluster.client().control().with_patience(ASK_WITHIN);
+    let spec = control.find_kernel(&kernel.to_string()).await?;
+    let nodes = control.list_nodes().await?.nodes;
+    let is_at_home = |member: &ReplicaSpec| {
+        let moves = matches!(member.standing, Standing::Joiner | Standing::Leaver);
+        !moves && nodes.iter().any(|it| it.node == member.node && it.disk == member.disk)
+    };
+    let strangers = spec.replicas.iter().filter(|(_, member)| !is_at_home(member));
+    Ok(strangers.map(|(replica, _)| *replica).collect())
+}
+
+/// Waits until the kernel has three replicas that all take part.
+///
+/// # Errors
+/// [`ChaosError::TooSlow`] with what was missing.
+pub async fn until_whole(cluster: &Cluster, session: &Session) -> Result<(), ChaosError> {
+    let until = Instant::now() + WHOLE_WITHIN;
+    loop {
+        let detail = match session.kernel().show().await {
+            Ok(status) if is_whole(&status) => {
+                match strangers(cluster, session.kernel().id()).await {
+                    Ok(strangers) if strangers.is_empty() => return Ok(()),
+                    Ok(strangers) => format!(": members on disks that are gone: {strangers:?}"),
+                    Err(fault) => format!(": {fault}"),
+                }
             }
-            sleep(WHOLE_POLL).await;
+            Ok(status) => format!(": its replicas are {:?}", status.replicas),
+            Err(fault) => format!(": {fault}"),
+        };
+        if Instant::now() > until {
+            let what = "the return of all three replicas";
+            return Err(ChaosError::TooSlow { what, within_s: WHOLE_WITHIN.as_secs(), detail });
         }
+        sleep(WHOLE_POLL).await;
     }
+}
+/// Ends faults, each when its time is over: one that cannot be undone does not keep the others.
+async fn heal_all(cluster: &Cluster, struck: Vec<Struck>) -> Result<(), ChaosError> {
+    let healing = struck.into_iter().map(|it| it.heal(cluster));
+    futures::future::join_all(healing).await.into_iter().collect()
 }
 
 fn is_whole(status: &KernelStatus) -> bool {

@@ -7,17 +7,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use callboard_protocol::{KernelId, NodeId, control::Standing, jupyter::JupyterMessage};
+use callboard_client::KernelClient;
+use callboard_protocol::{
+    KernelId, NodeId, control::Standing, jupyter::JupyterMessage, kernel::KernelStatus,
+};
 use callboard_transport::Subscription;
 use serde::Deserialize;
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{cluster::Cluster, error::ChaosError};
 
+/// The phase of a kernel whose group sleeps, in its status.
+pub const HIBERNATING: &str = "hibernating";
+/// The phase of a kernel without a Python process.
+pub const PARKED: &str = "parked";
 /// How long a moment is waited for.
 pub const MOMENT_WITHIN: Duration = Duration::from_secs(30);
-/// How often the disks are looked at for a new chunk.
-const CHUNK_POLL: Duration = Duration::from_millis(1);
+/// How often the disks are looked at for a new file.
+const FILE_POLL: Duration = Duration::from_millis(1);
+/// How often a kernel is asked whether it sleeps.
+const PHASE_POLL: Duration = Duration::from_millis(200);
 /// How often the kernel's entry is looked at for a new member.
 const MEMBER_POLL: Duration = Duration::from_millis(10);
 
@@ -47,40 +56,75 @@ impl ChunkWatch {
     /// # Errors
     /// [`ChaosError::TooSlow`].
     pub async fn wait(self) -> Result<(), ChaosError> {
-        let within_s = MOMENT_WITHIN.as_secs();
-        let too_slow = |detail| ChaosError::TooSlow {
-            what: "the arrival of a chunk on another node",
-            within_s,
-            detail,
-        };
-        let until = Instant::now() + MOMENT_WITHIN;
-        let seen = spawn_blocking(move || {
-            while Instant::now() < until {
-                let mut all = self.folders.iter().flat_map(|folder| chunks(folder));
-                if all.any(|chunk| !self.known.contains(&chunk)) {
-                    return true;
-                }
-                std::thread::sleep(CHUNK_POLL);
-            }
-            false
-        });
-        match seen.await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(too_slow(String::new())),
-            Err(error) => Err(too_slow(format!(": {error}"))),
-        }
+        let look = move || self.folders.iter().flat_map(|folder| chunks(folder)).collect();
+        appears("the arrival of a chunk on another node", look, self.known).await
     }
 }
 
 /// The whole chunks in a node's folder, which has one folder per owner.
 fn chunks(folder: &Path) -> Vec<PathBuf> {
-    let list = |path: &Path| -> Vec<PathBuf> {
-        let entries = fs::read_dir(path).into_iter().flatten();
-        entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
-    };
     let is_whole =
         |path: &PathBuf| path.file_name().is_some_and(|name| !name.to_string_lossy().contains('-'));
     list(folder).iter().flat_map(|owner| list(owner)).filter(is_whole).collect()
+}
+
+/// The snapshots of a kernel's group on every node, before the cells under test.
+#[derive(Debug)]
+pub struct SnapshotWatch {
+    folders: Vec<PathBuf>,
+    known: HashSet<PathBuf>,
+}
+
+impl SnapshotWatch {
+    /// Remembers the snapshots there are.
+    #[must_use]
+    pub fn begin(cluster: &Cluster, kernel: KernelId) -> Self {
+        let folders = cluster.snapshot_folders(kernel);
+        let known = folders.iter().flat_map(|folder| list(folder)).collect();
+        Self { folders, known }
+    }
+
+    /// Waits for one more, or for one that is being written.
+    ///
+    /// # Errors
+    /// [`ChaosError::TooSlow`].
+    pub async fn wait(self) -> Result<(), ChaosError> {
+        appears(
+            "a snapshot",
+            move || self.folders.iter().flat_map(|it| list(it)).collect(),
+            self.known,
+        )
+        .await
+    }
+}
+
+/// Waits until `look` finds a path that is not `known`.
+async fn appears(
+    what: &'static str,
+    look: impl Fn() -> Vec<PathBuf> + Send + 'static,
+    known: HashSet<PathBuf>,
+) -> Result<(), ChaosError> {
+    let until = Instant::now() + MOMENT_WITHIN;
+    let seen = spawn_blocking(move || {
+        while Instant::now() < until {
+            if look().iter().any(|path| !known.contains(path)) {
+                return true;
+            }
+            std::thread::sleep(FILE_POLL);
+        }
+        false
+    });
+    let within_s = MOMENT_WITHIN.as_secs();
+    match seen.await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ChaosError::TooSlow { what, within_s, detail: String::new() }),
+        Err(error) => Err(ChaosError::TooSlow { what, within_s, detail: format!(": {error}") }),
+    }
+}
+
+fn list(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
 }
 
 /// Waits for the `idle` status of the cell `msg_id` on the kernel's events.
@@ -136,4 +180,44 @@ pub async fn new_member(cluster: &Cluster, kernel: KernelId) -> Result<(), Chaos
         within_s: MOMENT_WITHIN.as_secs(),
         detail,
     })
+}
+
+/// Waits until the kernel's own status says that it is in `phase`.
+///
+/// # Errors
+/// [`ChaosError::TooSlow`].
+pub async fn phase(kernel: &KernelClient, phase: &'static str) -> Result<(), ChaosError> {
+    let until = Instant::now() + MOMENT_WITHIN;
+    let mut detail = String::new();
+    while Instant::now() < until {
+        match kernel.show().await {
+            Ok(status) => match phase_of(&status) {
+                Some(now) if now == phase => return Ok(()),
+                now => detail = format!(": its phase is {now:?}"),
+            },
+            Err(fault) => detail = format!(": {fault}"),
+        }
+        sleep(PHASE_POLL).await;
+    }
+    let what = "the sleep of an idle kernel";
+    Err(ChaosError::TooSlow { what, within_s: MOMENT_WITHIN.as_secs(), detail })
+}
+
+/// Whether kernels of this build know a phase: what they do not know cannot be waited for.
+#[must_use]
+pub fn knows_phase(phase: &str) -> bool {
+    let status = serde_json::json!({
+        "term": null, "accepted": 0, "ended": 0, "queue_depth": 0, "replicas": [],
+        "raft_leader": null, "losses_survivable": 0, "names": [], "refused": [], "shared": [],
+        "state_bytes": 0, "last_loss": null, "phase": phase,
+    });
+    let status = serde_json::from_value::<KernelStatus>(status);
+    status.is_ok_and(|status| phase_of(&status).as_deref() == Some(phase))
+}
+
+/// What a kernel's status says of its phase; `None` in a build whose kernels have none.
+#[must_use]
+pub fn phase_of(status: &KernelStatus) -> Option<String> {
+    let status = serde_json::to_value(status).ok()?;
+    Some(status.get("phase")?.as_str()?.to_owned())
 }

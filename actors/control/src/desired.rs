@@ -153,9 +153,8 @@ impl Machine for DesiredState {
         let outcome = match command {
             Command::Found { members } => self.found(members),
             Command::RegisterNode { node, disk, lost } => self.register(node, disk, lost),
-            Command::StartKernel { kernel, owner, name, replicas, places, settings } => {
-                let asked = (owner, name, replicas, settings);
-                self.start_kernel(kernel, asked, places)
+            Command::StartKernel { kernel, owner, name, replicas, places, options, settings } => {
+                self.start_kernel((kernel, owner, name), replicas, places, (options, settings))
             }
             Command::StopKernel { kernel } => self.stop_kernel(kernel),
             Command::ChangeMembers { kernel, version, join, leave } => {

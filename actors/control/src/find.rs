@@ -102,6 +102,7 @@ mod tests {
                 owner: OwnerId::new(*owner).unwrap(),
                 name: name.map(str::to_owned),
                 replicas: 1,
+                options: Default::default(),
                 places: vec![(NodeId::new("node-1").unwrap(), DiskId(Uuid::nil()))],
                 settings: Default::default(),
             };

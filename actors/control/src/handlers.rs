@@ -29,7 +29,7 @@ pub(crate) async fn start_kernel(
     request: StartKernel,
 ) -> Result<KernelSpec, Fault> {
     check_start(&request)?;
-    let StartKernel { kernel, name, replicas, settings } = request;
+    let StartKernel { kernel, name, replicas, options, settings } = request;
     let owner = envelope.owner.clone();
     context.learn_environments().await;
     let environments = context.environments.get();
@@ -56,7 +56,7 @@ pub(crate) async fn start_kernel(
         let apart = placement.chosen.into_iter().filter(|it| taken.insert(it.node.clone()));
         Ok(apart.map(|it| (it.node, it.disk)).collect())
     })?;
-    let command = Command::StartKernel { kernel, owner, name, replicas, places, settings };
+    let command = Command::StartKernel { kernel, owner, name, replicas, places, options, settings };
     match propose(context, command).await? {
         Outcome::Kernel(spec) => {
             context.announce_kernel(kernel, "started", &spec).await;

@@ -75,6 +75,7 @@ mod tests {
             name,
             replicas,
             settings: Default::default(),
+            options: Default::default(),
         })
     }
 
@@ -95,6 +96,7 @@ mod tests {
                 kernel: KernelId::generate(),
                 name: None,
                 replicas: 3,
+                options: Default::default(),
                 settings,
             })
         };

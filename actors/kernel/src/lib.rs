@@ -22,16 +22,21 @@ use std::{
     },
 };
 
-use callboard_policy::{environment::EnvironmentMatch, failure::NodesView};
+use callboard_policy::{
+    environment::EnvironmentMatch, failure::NodesView, hibernation::HibernationConfig,
+    terms::Upkeep,
+};
 use callboard_protocol::{
-    ClusterId, Incarnation, NodeId, ReplicaId, control::KernelSpec, environment::Environment,
+    ClusterId, Incarnation, NodeId, ReplicaId,
+    control::{KernelOptions, KernelSpec, Standby},
+    environment::Environment,
 };
 use callboard_replicated::{ChunkExchange, ChunkStore, Replicator};
 use callboard_transport::Lanes;
 use tokio::sync::watch;
 
 pub use machine::KernelMachine;
-pub use python::{FileOptions, PipPolicy, PythonConfig};
+pub use python::{FileOptions, PipPolicy, PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
 
 /// What a replica needs of the node it lives on.
@@ -53,10 +58,12 @@ pub struct NodeContext {
     pub chunks: ChunkStore,
     /// Sends chunks to other nodes and fetches them.
     pub exchange: ChunkExchange,
-    /// How to run Python.
-    pub python: PythonConfig,
+    /// Where Python processes come from.
+    pub python: PythonPool,
     /// Where the files of sessions are.
     pub files: FileOptions,
+    /// How kernels are kept that have nothing to do.
+    pub upkeep: UpkeepConfig,
     /// Where sockets and pid files go; private to the node.
     pub run_dir: PathBuf,
     /// What is installed in the node's Python environment, once that is known.
@@ -65,8 +72,32 @@ pub struct NodeContext {
     pub environment_match: EnvironmentMatch,
     /// How the nodes are.
     pub nodes: watch::Receiver<NodesView>,
+    /// When its idle kernels sleep.
+    pub hibernation: HibernationConfig,
     /// What the node reports of its load.
     pub stats: Arc<NodeStats>,
+}
+
+/// How a node keeps kernels that have nothing to do, unless they say otherwise.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct UpkeepConfig {
+    /// Whether standbys have a warm Python process.
+    pub standby: Standby,
+    /// Milliseconds without a cell after which a kernel is parked; `None`: never.
+    pub park_after_ms: Option<u64>,
+    /// Whether kernels are parked that hold what only a live process can hold.
+    pub park_with_refused: bool,
+}
+
+impl UpkeepConfig {
+    fn of(&self, options: &KernelOptions) -> Upkeep {
+        Upkeep {
+            hot_standbys: options.standby.unwrap_or(self.standby) == Standby::Hot,
+            starts_parked: options.parked,
+            park_after_ms: self.park_after_ms,
+            parks_with_refused: self.park_with_refused,
+        }
+    }
 }
 
 /// What a node reports of its load.
@@ -76,6 +107,10 @@ pub struct NodeStats {
     pub running_cells: AtomicU32,
     /// Replicas started in this life of the node.
     pub replica_lives: AtomicU64,
+    /// Replicas that sleep.
+    pub asleep: AtomicU32,
+    /// Their shares of the digest, combined by exclusive or.
+    pub asleep_digest: AtomicU64,
 }
 
 /// What to run.

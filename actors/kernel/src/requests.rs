@@ -9,6 +9,8 @@ use callboard_protocol::{
 use callboard_transport::Message;
 use serde::Deserialize;
 
+use crate::replica::{VERB_OFFER, VERB_SLEEP};
+
 /// Largest request that is put in the log. With its envelope it stays under the broker's limit.
 pub(crate) const REQUEST_LENGTH_MAX: usize = 512 << 10;
 
@@ -25,6 +27,8 @@ pub(crate) enum Asked {
     Outputs,
     /// The kernel's status.
     Show,
+    /// A verb of the kernel's history; JSON.
+    Undo,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -42,6 +46,17 @@ struct Wishes {
     horizon: Option<Seq>,
 }
 
+/// Whether a message asks only how the kernel is.
+pub(crate) fn is_show(message: &Message) -> bool {
+    message.subject.last() == "show"
+}
+
+/// Whether a message on a replica's subject is about falling asleep: late when it reaches one that
+/// sleeps.
+pub(crate) fn is_about_sleep(message: &Message) -> bool {
+    matches!(message.subject.last(), VERB_OFFER | VERB_SLEEP)
+}
+
 /// Reads a message on a kernel's subject.
 ///
 /// # Errors
@@ -53,11 +68,13 @@ pub(crate) fn parse(message: &Message) -> Result<Asked, Fault> {
         "stdin" => Channel::Stdin,
         "outputs" => return Ok(Asked::Outputs),
         "show" => return Ok(Asked::Show),
+        "log" | "checkpoint" | "rewind" | "manifest" => return Ok(Asked::Undo),
         verb => {
             return Err(Fault::new(
                 FaultCode::BadRequest,
                 format!(
-                    "a kernel has no verb '{verb}': use shell, control, stdin, outputs or show"
+                    "a kernel has no verb '{verb}': use shell, control, stdin, outputs, show, \
+                     log, checkpoint, rewind or manifest"
                 ),
             ));
         }

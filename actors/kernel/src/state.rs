@@ -84,18 +84,25 @@ impl Packer {
     }
 }
 
-/// The chunks that the log's state and kept outputs name.
+/// The chunks that the log names: those of its state, of its kept outputs, and of earlier states
+/// that it can go back to.
 pub(crate) fn chunks_named(log: &KernelLog) -> BTreeSet<Hash> {
     let (outputs, _) = log.outputs_since(callboard_protocol::kernel::OutputCursor::default());
-    log.manifest()
-        .values()
-        .flat_map(|group| &group.parts)
-        .chain(outputs.map(|output| &output.message))
-        .filter_map(|part| match part {
-            Part::Chunk { hash, .. } => Some(*hash),
-            Part::Inline(_) => None,
-        })
-        .collect()
+    let kept = log.kept_groups().flat_map(|group| &group.parts);
+    let kept = chunks_of(kept.chain(outputs.map(|output| &output.message)));
+    kept.chain(chunks_of_state(log)).collect()
+}
+
+/// The chunks that an executor needs to take over.
+pub(crate) fn chunks_of_state(log: &KernelLog) -> impl Iterator<Item = Hash> {
+    chunks_of(log.manifest().values().flat_map(|group| &group.parts))
+}
+
+fn chunks_of<'a>(parts: impl Iterator<Item = &'a Part>) -> impl Iterator<Item = Hash> {
+    parts.filter_map(|part| match part {
+        Part::Chunk { hash, .. } => Some(*hash),
+        Part::Inline(_) => None,
+    })
 }
 
 /// The groups of a manifest with their bytes, read through `get`.

@@ -17,23 +17,33 @@ use std::{
 
 use callboard_client::{Client, ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_kernel::{
-    FileOptions, NodeContext, NodeStats, PythonConfig, Replica, ReplicaArgs, ReplicaMsg,
-    python::unpack_package,
+    FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool, Replica, ReplicaArgs,
+    ReplicaMsg, UpkeepConfig,
+    python::{Zygote, unpack_package},
 };
 use callboard_policy::{
     environment::EnvironmentMatch,
     failure::{NodeView, NodesView},
+    hibernation::HibernationConfig,
+    prewarm::PoolBounds,
 };
 use callboard_protocol::{
-    ActorKind, ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
+    ActorKind, ClusterId, DiskId, Fault, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
     SubjectPattern,
-    control::{KernelSpec, MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standing},
-    kernel::{CellOutcome, Level, ReplicaRole},
+    control::{
+        KernelOptions, KernelSpec, MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standby,
+        Standing,
+    },
+    history::{KeepState, Rewind, RewindPlan},
+    kernel::{CellOutcome, KernelPhase, Level, ReplicaRole},
 };
 use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, Replicator, ReplicatorOptions};
 use callboard_transport::{FaultPlan, Lanes, MemoryNet, typed};
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
+
+#[path = "replicas/hibernation.rs"]
+mod hibernation;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -48,6 +58,25 @@ fn node(n: u64) -> NodeId {
     NodeId::new(format!("node-{n}")).unwrap()
 }
 
+fn python_config(directory: &Path) -> PythonConfig {
+    PythonConfig {
+        program: python(),
+        package_dir: unpack_package(&directory.join("python")).unwrap(),
+        capture_budget_ms: 60_000,
+    }
+}
+
+/// Processes are started the long way, or with CALLBOARD_TEST_ZYGOTE come out of a stock.
+fn python_pool(directory: &Path, run_dir: &Path) -> PythonPool {
+    let config = python_config(directory);
+    if std::env::var_os("CALLBOARD_TEST_ZYGOTE").is_none() {
+        return PythonPool::bare(config, run_dir);
+    }
+    let zygote = Zygote::start(config.clone(), "numpy", run_dir).unwrap();
+    let bounds = PoolBounds { processes_min: 1, processes_max: 2, memory_reserve_mib: 0 };
+    PythonPool::start(config, run_dir, zygote, bounds)
+}
+
 struct Member {
     actor: ActorRef<ReplicaMsg>,
     context: Arc<NodeContext>,
@@ -60,11 +89,29 @@ struct Cluster {
     spec: KernelSpec,
     nodes: watch::Sender<NodesView>,
     members: BTreeMap<u64, Member>,
+    hibernation: HibernationConfig,
     lives: u64,
+    upkeep: UpkeepConfig,
 }
 
 impl Cluster {
     async fn start() -> Self {
+        Self::kept(UpkeepConfig::default(), KernelOptions::default()).await
+    }
+
+    async fn start_with(hibernation: HibernationConfig) -> Self {
+        Self::with(UpkeepConfig::default(), KernelOptions::default(), hibernation).await
+    }
+
+    async fn kept(upkeep: UpkeepConfig, options: KernelOptions) -> Self {
+        Self::with(upkeep, options, HibernationConfig::default()).await
+    }
+
+    async fn with(
+        upkeep: UpkeepConfig,
+        options: KernelOptions,
+        hibernation: HibernationConfig,
+    ) -> Self {
         let replicas = (1..=3)
             .map(|n| {
                 let disk = DiskId::generate();
@@ -82,6 +129,7 @@ impl Cluster {
             version: 1,
             settings: Default::default(),
             needs: None,
+            options,
         };
         let mut cluster = Self {
             net: MemoryNet::new(1, FaultPlan::default()),
@@ -89,7 +137,9 @@ impl Cluster {
             spec,
             nodes: watch::Sender::new(NodesView::default()),
             members: BTreeMap::new(),
+            hibernation,
             lives: 0,
+            upkeep,
         };
         for n in 1..=3 {
             cluster.start_member(n).await;
@@ -131,18 +181,14 @@ impl Cluster {
             replicator,
             chunks,
             exchange,
-            python: PythonConfig {
-                program: python(),
-                package_dir: unpack_package(&directory.join("python")).unwrap(),
-                capture_budget_ms: 60_000,
-                directory: None,
-                packages: None,
-            },
+            python: python_pool(&directory, &run_dir),
+            upkeep: self.upkeep,
             environment: watch::channel(None).1,
             environment_match: EnvironmentMatch::default(),
             files: FileOptions::new(directory.join("work")),
             run_dir,
             nodes: self.nodes.subscribe(),
+            hibernation: self.hibernation,
             stats: Arc::new(NodeStats::default()),
         });
         let args = ReplicaArgs {
@@ -189,6 +235,27 @@ impl Cluster {
         self.set_health(n, NodeHealth::Suspected);
     }
 
+    /// Python processes that run now, by their pid files.
+    fn pythons(&self) -> usize {
+        let run_dirs = (1..=3).map(|n| self.directory.path().join(format!("node-{n}/run")));
+        let is_pid = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.unwrap().path().extension().is_some_and(|it| it == "pid")
+        };
+        let count =
+            |dir: PathBuf| std::fs::read_dir(dir).unwrap().map(is_pid).filter(|is| *is).count();
+        run_dirs.map(count).sum()
+    }
+
+    async fn pythons_become(&self, wanted: usize) {
+        let becoming = async {
+            while self.pythons() != wanted {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let why = || format!("{} processes, not {wanted}", self.pythons());
+        tokio::time::timeout(DEADLINE, becoming).await.unwrap_or_else(|_| panic!("{}", why()));
+    }
+
     fn client(&self) -> KernelClient {
         let bus = self.net.connect("client");
         Client::new(bus, ClusterId::new("test").unwrap()).kernel(self.spec.kernel)
@@ -205,6 +272,16 @@ async fn executor(client: &KernelClient) -> u64 {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+async fn phase_becomes(client: &KernelClient, wanted: KernelPhase) {
+    let becoming = async {
+        while client.show().await.map(|status| status.phase) != Ok(wanted) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let why = || panic!("the kernel does not become {wanted:?}");
+    tokio::time::timeout(DEADLINE, becoming).await.unwrap_or_else(|_| why());
 }
 
 /// What a cell printed or returned as text, and how it ended.
@@ -388,4 +465,118 @@ async fn cells_behind_one_that_raises_are_not_run() {
         }
     }
     assert_eq!(value(&client, "done").await, "[]");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_executor_has_a_python_process_unless_standbys_are_hot() {
+    let cluster = Cluster::start().await;
+    assert_eq!(value(&cluster.client(), "1 + 1").await, "2");
+    cluster.pythons_become(1).await;
+    let hot = KernelOptions { standby: Some(Standby::Hot), parked: false };
+    let cluster = Cluster::kept(UpkeepConfig::default(), hot).await;
+    cluster.pythons_become(3).await;
+    assert_eq!(value(&cluster.client(), "1 + 1").await, "2");
+    cluster.pythons_become(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_kernel_is_parked_and_its_next_cell_finds_its_variables() {
+    let upkeep = UpkeepConfig { park_after_ms: Some(300), ..UpkeepConfig::default() };
+    let cluster = Cluster::kept(upkeep, KernelOptions::default()).await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; x = np.arange(100_000); y = [1]").await;
+    for round in 2..4 {
+        phase_becomes(&client, KernelPhase::Parked).await;
+        cluster.pythons_become(0).await;
+        assert_eq!(
+            value(&client, "y.append(0); int(x[-1]), len(y)").await,
+            format!("(99999, {round})")
+        );
+    }
+    assert_eq!(client.show().await.unwrap().last_loss, None, "parking is no loss");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kernel_that_holds_a_socket_is_not_parked() {
+    let upkeep = UpkeepConfig { park_after_ms: Some(200), ..UpkeepConfig::default() };
+    let cluster = Cluster::kept(upkeep, KernelOptions::default()).await;
+    let client = cluster.client();
+    value(&client, "import socket; s = socket.socket()").await;
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert_eq!(client.show().await.unwrap().phase, KernelPhase::Idle);
+    value(&client, "s.close(); del s").await;
+    phase_becomes(&client, KernelPhase::Parked).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kernel_that_starts_parked_has_no_python_before_its_first_cell() {
+    let options = KernelOptions { standby: Some(Standby::Hot), parked: true };
+    let cluster = Cluster::kept(UpkeepConfig::default(), options).await;
+    let client = cluster.client();
+    phase_becomes(&client, KernelPhase::Parked).await;
+    assert_eq!(cluster.pythons(), 0);
+    assert_eq!(value(&client, "1 + 1").await, "2");
+}
+
+async fn rewind(client: &KernelClient, to: &str) -> Result<RewindPlan, Fault> {
+    let (id, to) = (uuid::Uuid::now_v7().to_string(), to.to_owned());
+    client.rewind(&Rewind { id, to, position: None, plan_only: false }).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewind_gives_the_session_back_as_it_was_and_outlives_the_executor() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "import numpy as np; big = np.arange(100_000); words = ['a']").await;
+    value(&client, "big[0] = 7; words.append('b'); alias = words").await;
+    let kept = KeepState { name: "both".to_owned(), drop: false };
+    client.keep_state(&kept).await.unwrap();
+    value(&client, "del big, words").await;
+    let plan = rewind(&client, "1").await.unwrap();
+    assert_eq!((plan.cell.0, plan.execution_count), (1, 2));
+    assert_eq!(plan.restored, ["big", "words"]);
+    assert_eq!(plan.removed, ["alias"]);
+    assert_eq!(value(&client, "int(big[0]), words, 'alias' in dir()").await, "(0, ['a'], False)");
+    assert_eq!(client.show().await.unwrap().last_loss, None, "nothing was lost");
+    let at_work = executor(&client).await;
+    cluster.kill_node(at_work).await;
+    let plan = rewind(&client, "both").await.unwrap();
+    assert_eq!(plan.redone.iter().map(|it| it.cell.0).collect::<Vec<_>>(), [2]);
+    assert_eq!(value(&client, "int(big[0]), words, alias is words").await, "(7, ['a', 'b'], True)");
+    let history = client.history().await.unwrap();
+    assert_eq!(history.steps.len(), 7);
+    assert_eq!(
+        history.steps[0].cell.first_line,
+        "import numpy as np; big = np.arange(100_000); words = ['a']"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewind_that_cannot_be_done_gets_a_sentence_and_changes_nothing() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "x = 1").await;
+    let fault = rewind(&client, "9").await.unwrap_err();
+    assert!(fault.message.contains("no cell 9 yet"), "{fault}");
+    let fault = rewind(&client, "nosuch").await.unwrap_err();
+    assert!(fault.message.contains("no checkpoint 'nosuch'"), "{fault}");
+    let position = client.history().await.unwrap().position;
+    let stale =
+        Rewind { id: "s".into(), to: "0".into(), position: Some(position + 1), plan_only: false };
+    let fault = client.rewind(&stale).await.unwrap_err();
+    assert!(fault.message.contains("has moved on"), "{fault}");
+    let timeout = Some(DEADLINE);
+    let options = ExecuteOptions { timeout, ..ExecuteOptions::default() };
+    let mut cell = client.execute("import time; time.sleep(600)", options);
+    while !matches!(cell.next().await, Some(Ok(ExecuteEvent::Accepted(_)))) {}
+    let fault = rewind(&client, "0").await.unwrap_err();
+    assert!(fault.message.contains("cell 2 is running or waiting"), "{fault}");
+    loop {
+        client.interrupt().await.unwrap();
+        match tokio::time::timeout(Duration::from_secs(1), cell.next()).await {
+            Ok(Some(Ok(ExecuteEvent::Ended(_)))) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(value(&client, "x").await, "1");
 }

@@ -84,6 +84,17 @@ impl NodesView {
         })
     }
 
+    /// Whether nothing differs that anybody acts on: who is up, in which life, with which disk.
+    #[must_use]
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        let of_node = |(node, view): (&NodeId, &NodeView)| {
+            (node.clone(), view.health, view.incarnation, view.disk, view.how.clone())
+        };
+        self.outage == other.outage
+            && self.nodes.len() == other.nodes.len()
+            && self.nodes.iter().map(of_node).eq(other.nodes.iter().map(of_node))
+    }
+
     fn with_health(&self, health: NodeHealth) -> impl Iterator<Item = &NodeId> {
         self.nodes.iter().filter(move |(_, view)| view.health == health).map(|(node, _)| node)
     }

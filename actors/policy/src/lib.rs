@@ -5,7 +5,9 @@
 mod chance;
 pub mod environment;
 pub mod failure;
+pub mod hibernation;
 pub mod placement;
+pub mod prewarm;
 pub mod repair;
 pub mod restart;
 pub mod terms;

@@ -5,7 +5,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,6 +24,22 @@ pub trait DiskFile: Send + 'static {
     /// # Errors
     /// Whatever the disk says. Never call it again after a failure: the kernel may have dropped
     /// the pages it could not write.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A small file that is overwritten in place.
+pub trait DiskNote: Send + 'static {
+    /// Overwrites it, in at most one page. The end of the process leaves the new content; a power
+    /// cut may bring back what the file held at the last [`DiskNote::sync`].
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes the content durable.
+    ///
+    /// # Errors
+    /// Whatever the disk says; as after a failed [`DiskFile::sync`], never call it again.
     fn sync(&mut self) -> io::Result<()>;
 }
 
@@ -55,9 +72,19 @@ pub trait Disk: Send + Sync + std::fmt::Debug + 'static {
 
     /// Opens a file for appending after cutting it to `length` bytes, and makes that durable.
     ///
+    /// `doubtful` is what its last bytes are: they were read, but may be in the system's cache
+    /// alone, marked as written by a sync that failed. They are written again, so that the sync
+    /// here means something.
+    ///
     /// # Errors
     /// Whatever the disk says.
-    fn open_cut(&self, path: &str, length: u64) -> io::Result<Box<dyn DiskFile>>;
+    fn open_cut(&self, path: &str, length: u64, doubtful: &[u8]) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Opens a note, empty if there was none. [`Disk::read`] reads it.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn open_note(&self, path: &str) -> io::Result<Box<dyn DiskNote>>;
 
     /// Removes a file durably; one that is not there is no error.
     ///
@@ -110,6 +137,18 @@ fn sync_parent(path: &Path) -> io::Result<()> {
 
 struct RealFile(File);
 
+struct RealNote(File);
+
+impl DiskNote for RealNote {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, 0)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
 impl DiskFile for RealFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes)
@@ -158,13 +197,23 @@ impl Disk for RealDisk {
         Ok(Box::new(RealFile(file)))
     }
 
-    fn open_cut(&self, path: &str, length: u64) -> io::Result<Box<dyn DiskFile>> {
+    fn open_cut(&self, path: &str, length: u64, doubtful: &[u8]) -> io::Result<Box<dyn DiskFile>> {
         let full = self.root.join(path);
-        let file = OpenOptions::new().append(true).open(&full)?;
+        let mut file = OpenOptions::new().write(true).open(&full)?;
         file.set_len(length)?;
+        file.seek(SeekFrom::Start(length.saturating_sub(doubtful.len() as u64)))?;
+        file.write_all(doubtful)?;
         file.sync_all()?;
         sync_parent(&full)?;
         Ok(Box::new(RealFile(file)))
+    }
+
+    fn open_note(&self, path: &str) -> io::Result<Box<dyn DiskNote>> {
+        let full = self.prepare(path)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&full)?;
+        file.sync_all()?;
+        sync_parent(&full)?;
+        Ok(Box::new(RealNote(file)))
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {

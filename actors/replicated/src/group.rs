@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,12 +21,13 @@ use tokio::{
 };
 
 use crate::{
+    dormant::Closed,
     machine::{Machine, Members},
     options::OpenError,
     proposer::{Item, Leadership, ProposeError, Stage},
     raft::{
         network::PAYLOAD_MARGIN_BYTES,
-        server::is_fatal,
+        server::{Listener, is_fatal},
         state_machine::Replica,
         types::{Member, Raft, encode},
     },
@@ -121,12 +125,16 @@ pub(crate) struct GroupInner<M: Machine> {
     pub metrics: watch::Receiver<GroupMetrics>,
     pub payload_max: usize,
     pub tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// Answers the group's messages.
+    pub server: Mutex<Option<Listener>>,
+    /// Whether the group's place on this node was given up or passed on.
+    pub released: AtomicBool,
 }
 
 impl<M: Machine> Drop for GroupInner<M> {
     fn drop(&mut self) {
         self.abort_tasks();
-        self.replicator.closed(&self.id);
+        self.release();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let raft = self.raft.clone();
             runtime.spawn(async move { drop(raft.shutdown().await) });
@@ -139,6 +147,20 @@ impl<M: Machine> GroupInner<M> {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         for task in tasks.drain(..) {
             task.abort();
+        }
+        if let Some(server) = self.take_server() {
+            server.abort();
+        }
+    }
+
+    pub(crate) fn take_server(&self) -> Option<Listener> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Gives up the group's place on this node, unless that happened already.
+    fn release(&self) {
+        if !self.released.swap(true, Ordering::AcqRel) {
+            self.replicator.closed(&self.id);
         }
     }
 }
@@ -341,7 +363,26 @@ impl<M: Machine> Group<M> {
     pub async fn shutdown(&self) {
         self.inner.abort_tasks();
         let _panicked = self.inner.raft.shutdown().await;
-        self.inner.replicator.closed(&self.inner.id);
+        self.inner.release();
+    }
+
+    /// Stops Raft and goes on listening, so that the replica can fall asleep. Other handles of it
+    /// are of no use afterwards.
+    pub async fn close(self) -> Closed<M> {
+        let heard = match self.inner.take_server() {
+            Some(server) => server.take().await,
+            None => None,
+        };
+        self.inner.abort_tasks();
+        let _panicked = self.inner.raft.shutdown().await;
+        self.inner.released.store(true, Ordering::Release);
+        Closed::new(
+            self.inner.replicator.clone(),
+            self.inner.id.clone(),
+            self.inner.replica_id,
+            self.inner.replica.clone(),
+            heard,
+        )
     }
 
     /// Stops the replica and erases its log and snapshots durably.

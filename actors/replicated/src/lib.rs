@@ -6,6 +6,8 @@
 
 pub mod chunks;
 pub mod disk;
+mod dormant;
+pub mod faulty_disk;
 pub mod fetch;
 mod group;
 mod machine;
@@ -18,6 +20,8 @@ pub mod wal;
 
 pub use chunks::{CHUNK_LENGTH_MAX, ChunkError, ChunkId, ChunkStore, Collected};
 pub use disk::{Disk, RealDisk};
+pub use dormant::{Closed, Dormant, SleepNote};
+pub use faulty_disk::{FaultyDisk, KillProcess};
 pub use fetch::{ChunkExchange, ExchangeError};
 pub use group::{Group, GroupMetrics, MemberError, PROPOSE_DEADLINE, ReadError, Role};
 pub use machine::{Applied, Machine, Members};

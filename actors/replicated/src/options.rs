@@ -40,6 +40,8 @@ pub struct ReplicatorOptions {
     pub wal: WalOptions,
     /// Whether a leader sends entries while its own disk still syncs them (ADR 005).
     pub parallel_leader_fsync: bool,
+    /// Entries after which every group writes a snapshot, if it would not sooner.
+    pub snapshot_every_entries_max: u64,
 }
 
 impl Default for ReplicatorOptions {
@@ -48,6 +50,7 @@ impl Default for ReplicatorOptions {
             timing: RaftTiming::default(),
             wal: WalOptions::default(),
             parallel_leader_fsync: true,
+            snapshot_every_entries_max: 2000,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -25,7 +25,7 @@ use crate::{
     raft::{
         log_store::{Covered, LogStore},
         network::{Links, Wire},
-        server::Server,
+        server::{Heard, Server},
         snapshot_file::{Newest, SnapshotFiles},
         state_machine::{Replica, ReplicaParts},
         types::{Member, Raft},
@@ -40,14 +40,14 @@ const APPEND_ENTRIES_MAX: u64 = 64;
 /// Entries kept behind a snapshot, so that a member that is a little late needs no snapshot.
 const ENTRIES_KEPT: u64 = 256;
 
-struct Inner {
+pub(crate) struct Inner {
     cluster: ClusterId,
     node: NodeId,
     incarnation: Incarnation,
-    lanes: Lanes,
-    disk: Arc<dyn Disk>,
+    pub lanes: Lanes,
+    pub disk: Arc<dyn Disk>,
     options: ReplicatorOptions,
-    wal: Wal,
+    pub wal: Wal,
     corrupt: Mutex<BTreeSet<GroupId>>,
     open: Mutex<BTreeSet<GroupId>>,
     batch_counter: Arc<AtomicU64>,
@@ -57,7 +57,7 @@ struct Inner {
 /// All Raft groups of one node. Clones share it.
 #[derive(Clone)]
 pub struct Replicator {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 fn locked(set: &Mutex<BTreeSet<GroupId>>) -> MutexGuard<'_, BTreeSet<GroupId>> {
@@ -182,14 +182,31 @@ impl Replicator {
         replica: ReplicaId,
         options: GroupOptions<M>,
     ) -> Result<(Group<M>, mpsc::UnboundedReceiver<Applied<M>>), OpenError> {
-        if locked(&self.inner.corrupt).contains(&group) {
+        self.claim(&group)?;
+        self.open_claimed(group, replica, options, None).await
+    }
+
+    /// Takes the group's place on this node.
+    pub(crate) fn claim(&self, group: &GroupId) -> Result<(), OpenError> {
+        if locked(&self.inner.corrupt).contains(group) {
             let what = "the write-ahead log".to_owned();
-            return Err(OpenError::Corrupt { group, what });
+            return Err(OpenError::Corrupt { group: group.clone(), what });
         }
         if !locked(&self.inner.open).insert(group.clone()) {
-            return Err(OpenError::AlreadyOpen(group));
+            return Err(OpenError::AlreadyOpen(group.clone()));
         }
-        let opened = self.start(group.clone(), replica, options).await;
+        Ok(())
+    }
+
+    /// Opens a replica whose place is taken. `heard` is what it listened to while it slept.
+    pub(crate) async fn open_claimed<M: Machine>(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+        options: GroupOptions<M>,
+        heard: Option<Heard>,
+    ) -> Result<(Group<M>, mpsc::UnboundedReceiver<Applied<M>>), OpenError> {
+        let opened = self.start(group.clone(), replica, options, heard).await;
         if let Err(error) = &opened {
             if matches!(error, OpenError::Corrupt { .. }) {
                 locked(&self.inner.corrupt).insert(group.clone());
@@ -204,18 +221,20 @@ impl Replicator {
         group: GroupId,
         replica_id: ReplicaId,
         options: GroupOptions<M>,
+        heard: Option<Heard>,
     ) -> Result<(Group<M>, mpsc::UnboundedReceiver<Applied<M>>), OpenError> {
         let inner = &self.inner;
         let raft_error = |why: String| OpenError::Raft { group: group.clone(), why };
         let files = SnapshotFiles::new(Arc::clone(&inner.disk), &group);
         let (covered, covered_receiver) = watch::channel(Covered::default());
-        let log = LogStore::new(
+        let mut log = LogStore::new(
             inner.wal.clone(),
             group.clone(),
             replica_id.0,
             inner.options.parallel_leader_fsync,
             covered_receiver,
         );
+        log.woken = heard.is_some();
         let (machine, snapshot) = self.restore(&group, &files, options.initial).await?;
         let (observer, events) = mpsc::unbounded_channel();
         let replica = Replica::new(ReplicaParts {
@@ -229,11 +248,12 @@ impl Replicator {
             observer,
         });
         let wire = self.wire(&group, replica_id);
-        let subscription = Server::subscribe(&wire)
-            .await
-            .map_err(|source| OpenError::Bus { group: group.clone(), source })?;
-        let config =
-            self.raft_config(&group, options.snapshot_every_entries).map_err(raft_error)?;
+        let heard = match heard {
+            Some(heard) => heard,
+            None => self.listen(&group, replica_id).await?,
+        };
+        let every = options.snapshot_every_entries.min(inner.options.snapshot_every_entries_max);
+        let config = self.raft_config(&group, every).map_err(raft_error)?;
         let links = Links { wire: wire.clone(), log: log.clone() };
         let raft = Raft::new(replica_id.0, Arc::new(config), links, log.clone(), replica.clone())
             .await
@@ -251,7 +271,6 @@ impl Replicator {
         let server = Server::new(raft.clone(), log, wire);
         let tasks = vec![
             views.task,
-            tokio::spawn(server.run(subscription)),
             tokio::spawn(proposer.run()),
             tokio::spawn(snapshot_on_wish(raft.clone(), replica.snapshot_wish())),
             tokio::spawn(stop_with_the_log(raft.clone(), inner.wal.clone())),
@@ -268,10 +287,22 @@ impl Replicator {
                 metrics: views.metrics,
                 payload_max: inner.lanes.raft.payload_max(),
                 tasks: Mutex::new(tasks),
+                server: Mutex::new(Some(server.serve(heard))),
+                released: AtomicBool::new(false),
             }),
         };
         self.begin(&raft, options.found).await.map_err(raft_error)?;
         Ok((handle, events))
+    }
+
+    /// Listens to a replica's Raft messages.
+    pub(crate) async fn listen(
+        &self,
+        group: &GroupId,
+        replica: ReplicaId,
+    ) -> Result<Heard, OpenError> {
+        let heard = Heard::subscribe(&self.wire(group, replica)).await;
+        heard.map_err(|source| OpenError::Bus { group: group.clone(), source })
     }
 
     fn wire(&self, group: &GroupId, replica: ReplicaId) -> Wire {

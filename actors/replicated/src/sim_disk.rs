@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, DiskNote};
 
 #[derive(Debug, Default, Clone)]
 struct Content {
@@ -18,9 +18,16 @@ struct Content {
     synced_length: usize,
 }
 
+#[derive(Debug, Default, Clone)]
+struct NoteContent {
+    bytes: Vec<u8>,
+    synced: Vec<u8>,
+}
+
 #[derive(Debug, Default)]
 struct Platter {
     files: BTreeMap<String, Content>,
+    notes: BTreeMap<String, NoteContent>,
     generation: u64,
     syncs_until_failure: Option<u64>,
     bytes_until_full: Option<usize>,
@@ -63,6 +70,24 @@ impl SimDisk {
             content.bytes.truncate(kept);
             content.synced_length = kept;
         }
+        for note in platter.notes.values_mut() {
+            note.bytes.clone_from(&note.synced);
+        }
+        self.next_life(&platter)
+    }
+
+    /// Ends the process alone: the system keeps every byte that was written. Returns the disk as
+    /// the next start finds it.
+    #[must_use]
+    pub fn kill(&self) -> Self {
+        let mut platter = locked(&self.platter);
+        platter.generation += 1;
+        platter.syncs_until_failure = None;
+        platter.bytes_until_full = None;
+        self.next_life(&platter)
+    }
+
+    fn next_life(&self, platter: &Platter) -> Self {
         Self {
             platter: Arc::clone(&self.platter),
             generation: platter.generation,
@@ -89,7 +114,15 @@ impl SimDisk {
         }
     }
 
-    /// Every file with its content.
+    /// Cuts the last `count` bytes off a file, synced or not.
+    pub fn cut_tail(&self, path: &str, count: usize) {
+        if let Some(content) = locked(&self.platter).files.get_mut(path) {
+            content.bytes.truncate(content.bytes.len().saturating_sub(count));
+            content.synced_length = content.synced_length.min(content.bytes.len());
+        }
+    }
+
+    /// Every file with its content, but no notes.
     #[must_use]
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
         locked(&self.platter).files.iter().map(|(k, v)| (k.clone(), v.bytes.clone())).collect()
@@ -139,6 +172,26 @@ impl DiskFile for SimFile {
     }
 }
 
+struct SimNote {
+    disk: SimDisk,
+    path: String,
+}
+
+impl DiskNote for SimNote {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut platter = self.disk.live()?;
+        platter.notes.entry(self.path.clone()).or_default().bytes = bytes.to_vec();
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut platter = self.disk.live()?;
+        let note = platter.notes.entry(self.path.clone()).or_default();
+        note.synced.clone_from(&note.bytes);
+        Ok(())
+    }
+}
+
 impl Disk for SimDisk {
     fn list(&self, directory: &str) -> io::Result<Vec<String>> {
         let platter = self.live()?;
@@ -155,6 +208,9 @@ impl Disk for SimDisk {
 
     fn read(&self, path: &str) -> io::Result<Vec<u8>> {
         let platter = self.live()?;
+        if let Some(note) = platter.notes.get(path) {
+            return Ok(note.bytes.clone());
+        }
         Ok(platter.files.get(path).ok_or(io::ErrorKind::NotFound)?.bytes.clone())
     }
 
@@ -169,12 +225,19 @@ impl Disk for SimDisk {
         Ok(Box::new(SimFile { disk: self.clone(), path: path.to_owned() }))
     }
 
-    fn open_cut(&self, path: &str, length: u64) -> io::Result<Box<dyn DiskFile>> {
+    fn open_cut(&self, path: &str, length: u64, doubtful: &[u8]) -> io::Result<Box<dyn DiskFile>> {
         let mut platter = self.live()?;
         let content = platter.files.get_mut(path).ok_or(io::ErrorKind::NotFound)?;
-        content.bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        content.bytes.truncate(length.saturating_sub(doubtful.len()));
+        content.bytes.extend_from_slice(doubtful);
         content.synced_length = content.bytes.len();
         Ok(Box::new(SimFile { disk: self.clone(), path: path.to_owned() }))
+    }
+
+    fn open_note(&self, path: &str) -> io::Result<Box<dyn DiskNote>> {
+        self.live()?.notes.entry(path.to_owned()).or_default();
+        Ok(Box::new(SimNote { disk: self.clone(), path: path.to_owned() }))
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {

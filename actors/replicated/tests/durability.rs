@@ -150,3 +150,53 @@ fn no_acknowledged_command_is_lost_or_doubled_under_crashes_partitions_and_a_los
         simulate(seed, single_crashes_on_a_bad_bus(seed, seed.is_multiple_of(2)));
     }
 }
+
+/// One disk rots in the last batch it answered for while another is away: the third, which never
+/// had the entry, must not lead with the help of the one that forgot it.
+async fn rot_in_the_last_acknowledged_batch(seed: u64) {
+    let mut cluster = Cluster::new(seed, 3, seed.is_multiple_of(2));
+    cluster.start_all().await;
+    let leader = cluster.leader().await;
+    let put = cluster.group(leader).propose_within(Put(1, vec![]), Duration::from_secs(20));
+    put.await.unwrap();
+    cluster.settle().await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    let (with, without) = (others[seed as usize % 2], others[1 - seed as usize % 2]);
+    cluster.net.isolate(&format!("node-{without}"));
+    let put = cluster.group(leader).propose_within(Put(2, vec![7; 30]), Duration::from_secs(20));
+    put.await.unwrap();
+    // Let the follower have it on its disk; the leader's and its own are the majority.
+    let mut metrics = cluster.group(leader).metrics();
+    let acked = metrics.wait_for(|now| {
+        now.matched.get(&callboard_protocol::ReplicaId(with)) == Some(&now.last_log)
+    });
+    acked.await.unwrap();
+    for replica in [leader, with, without] {
+        cluster.kill(replica).await;
+    }
+    cluster.net.rejoin(&format!("node-{without}"));
+    let disk = &cluster.nodes[&with].disk;
+    let (path, bytes) =
+        disk.files().into_iter().rfind(|(path, _)| path.starts_with("wal/")).unwrap();
+    let at = bytes.windows(30).rposition(|it| it == [7; 30]).unwrap();
+    disk.flip_bit(&path, at + 3, 2);
+    let reopened = cluster.open(with).await;
+    assert!(
+        matches!(reopened, Err(callboard_replicated::OpenError::Corrupt { .. })),
+        "a replica that forgot what it answered for may vote: {:?}",
+        reopened.map(|_| ())
+    );
+    cluster.start(without).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!cluster.group(without).is_leader());
+    cluster.start(leader).await;
+    cluster.settle().await;
+    check(&cluster, &[1, 2]);
+}
+
+#[test]
+fn a_follower_that_lost_an_acknowledged_tail_to_rot_does_not_vote() {
+    for seed in seeds(4) {
+        simulate(seed, rot_in_the_last_acknowledged_batch(seed));
+    }
+}

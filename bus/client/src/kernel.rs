@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use callboard_protocol::{
     ActorKind, Answer, Fault, FaultCode, KernelId, Subject, SubjectPattern,
+    history::{GetManifest, KeepState, KernelHistory, Manifest, Rewind, RewindPlan},
     kernel::{Accepted, GetOutputs, KernelStatus, OutputCursor, Outputs},
 };
 use callboard_transport::{
@@ -15,6 +16,7 @@ use callboard_transport::{
     telemetry::inject_from,
     typed::{ask, bus_fault},
 };
+use tokio::time::Instant;
 use tracing::Span;
 use uuid::Uuid;
 
@@ -26,6 +28,11 @@ use crate::{
 
 /// How long a query of a kernel waits for its answer.
 const QUERY_DEADLINE: Duration = Duration::from_secs(5);
+/// When `show` is asked again at first.
+const SHOW_AGAIN_AFTER: Duration = Duration::from_millis(150);
+
+/// How often a rewind is sent before its fate is left to the user: longer than an election takes.
+const REWIND_TRIES_MAX: u32 = 3;
 
 /// Verbs of one kernel. Clones share a session.
 #[derive(Debug, Clone)]
@@ -83,7 +90,59 @@ impl KernelClient {
     /// # Errors
     /// As [`Self::outputs`].
     pub async fn show(&self) -> Result<KernelStatus, Fault> {
-        self.query("show", &()).await
+        // Only the leader answers. A replica that just started hears the question and stays silent
+        // until one is elected, which takes less than a second: ask again soon, then with patience.
+        let until = Instant::now() + QUERY_DEADLINE;
+        let mut patience = SHOW_AGAIN_AFTER;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.query_within("show", &(), patience.min(left)).await {
+                Err(fault) if fault.code == FaultCode::TimedOut && Instant::now() < until => {
+                    patience *= 2;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// What the kernel can go back to.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`].
+    pub async fn history(&self) -> Result<KernelHistory, Fault> {
+        self.query("log", &()).await
+    }
+
+    /// Keeps the present state under a name, or forgets one.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`]; the kernel's refusal.
+    pub async fn keep_state(&self, wish: &KeepState) -> Result<KernelHistory, Fault> {
+        self.query("checkpoint", wish).await
+    }
+
+    /// Makes an earlier state the present one, or says what that would do. A wish whose answer was
+    /// lost is sent again under its id; it is carried out once.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`]; the kernel's refusal.
+    pub async fn rewind(&self, wish: &Rewind) -> Result<RewindPlan, Fault> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.query("rewind", wish).await {
+                Err(fault) if tries < REWIND_TRIES_MAX && is_passing(&fault) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// A page of a state's manifest.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`]; [`FaultCode::NotFound`] if the state is no longer kept.
+    pub async fn manifest(&self, asked: &GetManifest) -> Result<Manifest, Fault> {
+        self.query("manifest", asked).await
     }
 
     /// Follows the kernel's events: outputs and ends of cells.
@@ -151,9 +210,27 @@ impl KernelClient {
         Req: serde::Serialize + Sync,
         Rep: serde::de::DeserializeOwned,
     {
-        let (subject, envelope) = (self.subject(verb), self.client.envelope());
-        ask(self.client.bus().as_ref(), &subject, &envelope, request, QUERY_DEADLINE).await
+        self.query_within(verb, request, QUERY_DEADLINE).await
     }
+
+    async fn query_within<Req, Rep>(
+        &self,
+        verb: &str,
+        request: &Req,
+        deadline: Duration,
+    ) -> Result<Rep, Fault>
+    where
+        Req: serde::Serialize + Sync,
+        Rep: serde::de::DeserializeOwned,
+    {
+        let (subject, envelope) = (self.subject(verb), self.client.envelope());
+        ask(self.client.bus().as_ref(), &subject, &envelope, request, deadline).await
+    }
+}
+
+/// Whether the same request may succeed a moment later.
+fn is_passing(fault: &Fault) -> bool {
+    matches!(fault.code, FaultCode::Unavailable | FaultCode::TimedOut)
 }
 
 fn unreadable(error: &serde_json::Error) -> Fault {

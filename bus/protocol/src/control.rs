@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::environment::Environment;
-use crate::ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId};
+use crate::{
+    environment::Environment,
+    ids::{DiskId, Epoch, KernelId, NodeId, OwnerId, ReplicaId},
+    node::PythonStock,
+};
 
 /// Creates a kernel. Idempotent for the same id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +21,9 @@ pub struct StartKernel {
     pub name: Option<String>,
     /// How many replicas: 1, 3 or 5.
     pub replicas: u8,
+    /// How it is kept.
+    #[serde(default, skip_serializing_if = "KernelOptions::is_default")]
+    pub options: KernelOptions,
     /// What else its sessions shall have.
     #[serde(default, skip_serializing_if = "KernelSettings::is_default")]
     pub settings: KernelSettings,
@@ -39,6 +45,35 @@ impl KernelSettings {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// How a kernel is kept while it has nothing to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KernelOptions {
+    /// Whether its standbys have Python processes; `None`: as its nodes are configured.
+    pub standby: Option<Standby>,
+    /// Whether it gets no Python process before the first request.
+    pub parked: bool,
+}
+
+impl KernelOptions {
+    /// Whether nothing was asked for.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a replica that does not execute has ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standby {
+    /// Log and state only.
+    #[default]
+    Thin,
+    /// A warm Python process, too.
+    Hot,
 }
 
 /// Ends a kernel for good. Its id is never used again.
@@ -79,6 +114,9 @@ pub struct KernelSpec {
     pub replica_next: ReplicaId,
     /// Changes with every change of the entry.
     pub version: u64,
+    /// How it is kept.
+    #[serde(default, skip_serializing_if = "KernelOptions::is_default")]
+    pub options: KernelOptions,
     /// What else it was started with.
     #[serde(default, skip_serializing_if = "KernelSettings::is_default")]
     pub settings: KernelSettings,
@@ -198,6 +236,16 @@ pub struct NodeStatus {
     /// Digest of its Python environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
+    /// Its stock of Python processes.
+    #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
+    pub python_stock: PythonStock,
+    /// Its replicas that sleep.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub asleep: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// How a node is, judged from its heartbeats.

@@ -189,6 +189,52 @@ pub struct ReplicaStatus {
     pub lag_entries: Option<u64>,
 }
 
+/// What a kernel does just now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelPhase {
+    /// It runs a cell, or has some to run.
+    Running,
+    /// An executor waits for the next cell.
+    Idle,
+    /// It has no Python process; the next request brings one.
+    Parked,
+    /// No replica executes yet, or any more: one is about to.
+    #[default]
+    Starting,
+    /// It is idle and its members sleep; the next request wakes them.
+    Hibernating,
+}
+
+impl KernelPhase {
+    fn is_starting(&self) -> bool {
+        *self == Self::Starting
+    }
+}
+
+/// What `offer_sleep` and `sleep` of a replica take: the leader of an idle kernel asks whether the
+/// member may sleep at this place of the log, and tells it to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SleepOffer {
+    /// The leader.
+    pub from: ReplicaId,
+    /// Counts the leader's questions within its term.
+    pub attempt: u64,
+    /// The Raft term.
+    pub term: u64,
+    /// Index of the last log entry.
+    pub index: u64,
+    /// Version of the kernel's entry in the desired state.
+    pub spec_version: u64,
+}
+
+/// What `offer_sleep` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SleepAnswer {
+    /// Why the member stays awake; `None` if it may sleep.
+    pub refusal: Option<String>,
+}
+
 /// What `kernel show` answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelStatus {
@@ -218,6 +264,9 @@ pub struct KernelStatus {
     /// Files of the working directory that travel with the session.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<String>,
+    /// What it does just now.
+    #[serde(default, skip_serializing_if = "KernelPhase::is_starting")]
+    pub phase: KernelPhase,
 }
 
 /// A variable that cannot be carried to another replica.

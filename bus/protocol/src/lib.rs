@@ -7,6 +7,7 @@ pub mod control;
 pub mod envelope;
 pub mod environment;
 pub mod fault;
+pub mod history;
 pub mod ids;
 pub mod jupyter;
 pub mod kernel;

@@ -12,8 +12,9 @@ use callboard_protocol::{
     NodeId, OwnerId, ReplicaId, Seq, Term,
     control::*,
     environment::Environment,
+    history::*,
     kernel::*,
-    node::{Beat, Kill, NodeExited},
+    node::{Asleep, Beat, Kill, NodeExited, PythonStock},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -140,42 +141,51 @@ fn kernel_messages_keep_their_first_version() {
             more: false,
         },
     );
-    holds(
-        "kernel_status",
-        &KernelStatus {
-            term: Some(Term(3)),
-            accepted: Seq(6),
-            ended: Seq(5),
-            queue_depth: 1,
-            replicas: vec![ReplicaStatus {
-                replica: ReplicaId(1),
-                node: node(1),
-                role: ReplicaRole::Executor,
-                lag_entries: Some(0),
-            }],
-            raft_leader: None,
-            losses_survivable: 1,
-            names: vec!["x".to_owned()],
-            refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
-            state_bytes: 4096,
-            last_loss: None,
-            files: Vec::new(),
-        },
-    );
+    let status = KernelStatus {
+        term: Some(Term(3)),
+        accepted: Seq(6),
+        ended: Seq(5),
+        queue_depth: 1,
+        replicas: vec![ReplicaStatus {
+            replica: ReplicaId(1),
+            node: node(1),
+            role: ReplicaRole::Executor,
+            lag_entries: Some(0),
+        }],
+        raft_leader: None,
+        losses_survivable: 1,
+        names: vec!["x".to_owned()],
+        refused: vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }],
+        state_bytes: 4096,
+        last_loss: None,
+        phase: KernelPhase::Starting,
+        files: Vec::new(),
+    };
+    holds("kernel_status", &status);
+    holds("kernel_status_phase", &KernelStatus { phase: KernelPhase::Parked, ..status });
+    let (from, attempt) = (ReplicaId(1), 2);
+    holds("sleep_offer", &SleepOffer { from, attempt, term: 4, index: 19, spec_version: 1 });
+    let refusal = Some("a cell waits or runs".to_owned());
+    holds("sleep_answer", &[SleepAnswer { refusal }, SleepAnswer { refusal: None }]);
+    let phases = [
+        KernelPhase::Running,
+        KernelPhase::Idle,
+        KernelPhase::Parked,
+        KernelPhase::Starting,
+        KernelPhase::Hibernating,
+    ];
+    holds("kernel_phases", &phases);
 }
 
 #[test]
 fn control_messages_keep_their_first_version() {
     let kernel = KernelId(uuid(3));
-    holds(
-        "start_kernel",
-        &StartKernel {
-            kernel,
-            name: Some("demo".to_owned()),
-            replicas: 3,
-            settings: KernelSettings::default(),
-        },
-    );
+    let (options, settings) = (KernelOptions::default(), KernelSettings::default());
+    let start =
+        StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3, options, settings };
+    holds("start_kernel", &start);
+    let options = KernelOptions { standby: Some(Standby::Hot), parked: true };
+    holds("start_kernel_options", &StartKernel { options, ..start });
     holds("stop_kernel", &StopKernel { kernel });
     holds("find_kernel", &FindKernel { text: "demo".to_owned() });
     let replica = |number, standing| {
@@ -196,8 +206,11 @@ fn control_messages_keep_their_first_version() {
         version: 9,
         settings: KernelSettings::default(),
         needs: None,
+        options: KernelOptions::default(),
     };
-    holds("kernel_list", &KernelList { kernels: vec![spec] });
+    holds("kernel_list", &KernelList { kernels: vec![spec.clone()] });
+    let options = KernelOptions { standby: Some(Standby::Thin), parked: false };
+    holds("kernel_spec_options", &KernelSpec { options, ..spec });
     let status = NodeStatus {
         node: node(1),
         disk: DiskId(uuid(8)),
@@ -210,7 +223,10 @@ fn control_messages_keep_their_first_version() {
         running_cells: 1,
         python_problem: None,
         environment: None,
+        python_stock: PythonStock::default(),
+        asleep: 0,
     };
+    holds("node_status_asleep", &NodeStatus { asleep: 3, ..status.clone() });
     let (outage, epoch) = (Some("2 of 3 nodes are silent".to_owned()), Epoch(7));
     holds(
         "node_list",
@@ -222,7 +238,13 @@ fn control_messages_keep_their_first_version() {
 fn settings_and_needs_of_kernels_keep_their_first_version() {
     let kernel = KernelId(uuid(3));
     let settings = KernelSettings { directory: Some("/data".to_owned()) };
-    let start = StartKernel { kernel, name: None, replicas: 3, settings: settings.clone() };
+    let start = StartKernel {
+        kernel,
+        name: None,
+        replicas: 3,
+        options: KernelOptions::default(),
+        settings: settings.clone(),
+    };
     holds("start_kernel_settings", &start);
     let needs = Environment {
         id: String::new(),
@@ -240,12 +262,62 @@ fn settings_and_needs_of_kernels_keep_their_first_version() {
         replicas: BTreeMap::new(),
         replica_next: ReplicaId(1),
         version: 2,
+        options: KernelOptions::default(),
         settings,
         needs: Some(needs),
     };
     holds("kernel_spec_needs", &spec);
     let reason = "every node holds a member already".to_owned();
     holds("held_repair", &HeldRepair { kernel, reason });
+}
+
+#[test]
+fn history_messages_keep_their_first_version() {
+    let shown = |cell, outcome| StepShown {
+        position: cell,
+        cell: CellShown { cell: Seq(cell), number: Some(cell), first_line: "x = 1".to_owned() },
+        outcome,
+        is_undone: cell == 2,
+        changed_bytes: 5,
+        state_bytes: 9,
+        checkpoints: vec!["clean".to_owned()],
+    };
+    let steps = vec![
+        shown(1, StepOutcome::Completed),
+        shown(2, StepOutcome::Interrupted),
+        shown(3, StepOutcome::Rewound { checkpoint: Some("clean".to_owned()) }),
+    ];
+    let named = NamedState { name: "clean".to_owned(), cell: Seq(1), state_bytes: 9 };
+    let cell = steps[0].cell.clone();
+    let checkpoints = vec![named];
+    holds("history", &KernelHistory { position: 3, steps, checkpoints, reaches_start: true });
+    holds("keep_state", &KeepState { name: "clean".to_owned(), drop: true });
+    let (id, to) = ("wish".to_owned(), "In[1]".to_owned());
+    holds("rewind", &Rewind { id, to, position: Some(3), plan_only: true });
+    let plan = RewindPlan {
+        position: 3,
+        cell: Seq(1),
+        checkpoint: None,
+        execution_count: 2,
+        changed: vec!["x".to_owned()],
+        removed: vec!["y".to_owned()],
+        restored: vec!["z".to_owned()],
+        undone: vec![cell.clone()],
+        redone: vec![cell],
+    };
+    holds("rewind_plan", &plan);
+    holds("get_manifest", &GetManifest { at: Some("@3".to_owned()), skip: 2 });
+    let refused = vec![Refused { name: "s".to_owned(), reason: "a socket".to_owned() }];
+    let manifest = Manifest {
+        at: "@3".to_owned(),
+        cell: Seq(1),
+        groups: Bytes::from_static(b"\x90"),
+        count: 0,
+        more: false,
+        refused,
+        execution_count: 2,
+    };
+    holds("manifest", &manifest);
 }
 
 #[test]
@@ -272,8 +344,31 @@ fn node_messages_keep_their_first_version() {
             suspects: vec![node(2)],
             python_problem: Some("no ipykernel".to_owned()),
             environment: None,
+            python_stock: PythonStock::default(),
+            asleep: Asleep::default(),
         },
     );
+    let beat = Beat {
+        node: node(1),
+        disk: DiskId(uuid(8)),
+        incarnation: Incarnation(2),
+        number: 40,
+        pid: 4711,
+        host: "host-a".to_owned(),
+        replicas: 3,
+        running_cells: 1,
+        epoch: Epoch(7),
+        suspects: vec![node(2)],
+        python_problem: Some("no ipykernel".to_owned()),
+        environment: None,
+        python_stock: PythonStock::default(),
+        asleep: Asleep::default(),
+    };
+    holds("beat", &beat);
+    let python_stock = PythonStock { ready: 3, target: 4, zygote_pid: Some(4712), preloaded: 2 };
+    holds("beat_with_stock", &Beat { python_stock, ..beat.clone() });
+    let asleep = Asleep { count: 2, digest: 0x1234_5678_9abc_def0 };
+    holds("beat_asleep", &Beat { asleep, ..beat });
 }
 
 #[test]

@@ -93,6 +93,14 @@ pub fn decode<T: DeserializeOwned>(message: &Message) -> Result<T, Fault> {
     })
 }
 
+/// Like [`decode`], but an empty body asks for the default.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_or_default<T: DeserializeOwned + Default>(message: &Message) -> Result<T, Fault> {
+    if message.payload.is_empty() { Ok(T::default()) } else { decode(message) }
+}
+
 /// What a failure of the bus means to whoever asked `subject`.
 #[must_use]
 pub fn bus_fault(subject: &Subject, error: &BusError) -> Fault {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use callboard_kernel::python::PackageError;
 use callboard_protocol::NodeId;
 use callboard_replicated::{ChunkError, OpenError};
 use callboard_runtime::StartError;
@@ -44,8 +45,8 @@ pub enum NodeError {
     #[error("cannot open the node's chunks: {0}")]
     Chunks(#[from] ChunkError),
     /// The kernels' Python package could not be written.
-    #[error("{0}")]
-    Package(String),
+    #[error(transparent)]
+    Package(#[from] PackageError),
     /// Another process runs under this node's id.
     #[error("{0}")]
     Double(String),

@@ -7,7 +7,11 @@ use std::{
 
 use async_trait::async_trait;
 use callboard_kernel::{NodeContext, Replica, ReplicaArgs, ReplicaMsg};
-use callboard_protocol::{KernelId, ReplicaId, control::KernelSpec};
+use callboard_protocol::{
+    KernelId, ReplicaId,
+    control::KernelSpec,
+    node::{Asleep, PythonStock},
+};
 use callboard_runtime::{Address, ChildSpec, Mail, Restart};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
@@ -65,8 +69,18 @@ impl ReplicaFactory for KernelReplicas {
         });
     }
 
+    fn python_stock(&self) -> PythonStock {
+        self.context.python.status()
+    }
+
     fn running_cells(&self) -> u32 {
         self.context.stats.running_cells.load(Ordering::Relaxed)
+    }
+
+    fn asleep(&self) -> Asleep {
+        let stats = &self.context.stats;
+        let count = stats.asleep.load(Ordering::Relaxed);
+        Asleep { count, digest: stats.asleep_digest.load(Ordering::Relaxed) }
     }
 }
 

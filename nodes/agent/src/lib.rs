@@ -18,6 +18,7 @@ mod replicas;
 mod run;
 mod sweep;
 
+pub use callboard_kernel::UpkeepConfig;
 pub use data_dir::{DataDir, DataDirError, Founder, LAST_END_FILE, MachineId, Membership};
 pub use error::NodeError;
 pub use founding::{FoundingDecision, FoundingStage, FoundingStatus, decide};
@@ -25,5 +26,5 @@ pub use node::{NodeParts, NodeServices, RunningNode};
 pub use node_actor::Crash;
 pub use python::check_python;
 pub use replicas::{MemberKey, ReplicaFactory, ReplicaHandle, Roster, SharedSpec};
-pub use run::{ExitReason, NodeOptions, run_node};
+pub use run::{DISK_FAULTS_FILE, ExitReason, NodeOptions, run_node};
 pub use sweep::{Swept, sweep};

@@ -321,9 +321,8 @@ async fn open_system_group(
     };
     let system = GroupId::system();
     let mut membership = joining.settle().await?;
-    let is_gone = membership.opened
-        && !membership.founders.is_empty()
-        && !replicator.known_groups().contains(&system);
+    // Not only a founder's: any member may have voted.
+    let is_gone = membership.opened && !replicator.known_groups().contains(&system);
     if is_gone || replicator.corrupt_groups().contains(&system) {
         membership = start_over(&joining, replicator, &membership).await?;
     }

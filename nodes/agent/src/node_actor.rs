@@ -204,7 +204,12 @@ impl NodeState {
                 tracing::info!(%node, health = ?now.health, how = ?now.how, "a node's health changed");
             }
         }
-        self.args.view.send_replace(view);
+        // Silence grows with every look; a thousand replicas need not be woken to be told.
+        self.args.view.send_if_modified(|shown| {
+            let is_news = !shown.says_the_same_as(&view);
+            *shown = view;
+            is_news
+        });
     }
 
     async fn beat(&self) {
@@ -229,6 +234,8 @@ impl NodeState {
             suspects,
             python_problem,
             environment: args.environment.borrow().as_ref().map(|it| it.id.clone()),
+            python_stock: args.factory.python_stock(),
+            asleep: args.factory.asleep(),
         };
         let subject = Subject::event(&args.cluster, ActorKind::Node, &args.node, "beat");
         let envelope = Envelope { epoch, ..Envelope::default() };

@@ -6,7 +6,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use callboard_protocol::{KernelId, NodeId, ReplicaId, control::KernelSpec};
+use callboard_protocol::{
+    KernelId, NodeId, ReplicaId,
+    control::KernelSpec,
+    node::{Asleep, PythonStock},
+};
 use callboard_runtime::ChildSpec;
 
 /// A member of a kernel's group.
@@ -29,6 +33,16 @@ pub trait ReplicaFactory: Send + Sync + 'static {
 
     /// Cells that run on this node now.
     fn running_cells(&self) -> u32;
+
+    /// The node's stock of Python processes.
+    fn python_stock(&self) -> PythonStock {
+        PythonStock::default()
+    }
+
+    /// Replicas that sleep on this node now.
+    fn asleep(&self) -> Asleep {
+        Asleep::default()
+    }
 }
 
 /// A replica actor that runs, or is being restarted.

@@ -1,13 +1,23 @@
 //! `callboard node`: from a data directory and credentials to a node at work, and back.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use callboard_kernel::{FileOptions, NodeContext, NodeStats, PythonConfig, python::unpack_package};
+use callboard_kernel::{
+    FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool, UpkeepConfig,
+    python::{Zygote, unpack_package},
+};
 use callboard_policy::{
-    environment::EnvironmentMatch, failure::FailureConfig, repair::RepairLimits,
+    environment::EnvironmentMatch, failure::FailureConfig, hibernation::HibernationConfig,
+    prewarm::PoolBounds, repair::RepairLimits,
 };
 use callboard_protocol::{NodeId, environment::Environment};
-use callboard_replicated::{ChunkExchange, ChunkStore, RealDisk, ReplicatorOptions};
+use callboard_replicated::{
+    ChunkExchange, ChunkStore, Disk, FaultyDisk, KillProcess, RealDisk, ReplicatorOptions,
+};
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
 use nix::{
     sys::signal::{Signal, kill},
@@ -30,6 +40,8 @@ use crate::{
     sweep::sweep,
 };
 
+/// File in the data directory that tells a node run with [`NodeOptions::disk_faults`] how to fail.
+pub const DISK_FAULTS_FILE: &str = "disk-faults";
 /// Pause between two attempts to reach the broker.
 const CONNECT_EVERY: Duration = Duration::from_secs(1);
 /// Pause before a Python that lacked something is looked at again.
@@ -54,6 +66,14 @@ pub struct NodeOptions {
     pub adopt_directory: bool,
     /// The Python that kernels run on.
     pub python: PathBuf,
+    /// Libraries that kernels find imported already.
+    pub zygote_preload: String,
+    /// How many started Python processes are kept at hand.
+    pub pool: PoolBounds,
+    /// How kernels are kept that have nothing to do.
+    pub upkeep: UpkeepConfig,
+    /// When its idle kernels sleep.
+    pub hibernation: HibernationConfig,
     /// Longest time one capture of a session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
     /// Where the files of sessions are, and what of them travels.
@@ -68,6 +88,8 @@ pub struct NodeOptions {
     pub environment_match: EnvironmentMatch,
     /// How it replicates.
     pub replicator: ReplicatorOptions,
+    /// Whether its disk fails when a file in its data directory says so. For chaos runs.
+    pub disk_faults: bool,
 }
 
 /// How a node's run ended.
@@ -166,8 +188,8 @@ async fn start(
     let exchange =
         ChunkExchange::serve(lanes.bulk.clone(), cluster, options.node.clone(), chunks.clone())
             .await?;
-    let package_dir = unpack_package(&dir.root().join("python"))
-        .map_err(|error| NodeError::Package(error.to_string()))?;
+    let package_dir = unpack_package(&dir.root().join("python"))?;
+    let python_pool = python_pool(options, package_dir, &run_dir);
     let kernels_environment = environment.clone();
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
@@ -177,7 +199,7 @@ async fn start(
         incarnation,
         host: host_name(),
         lanes: lanes.clone(),
-        disk: Arc::new(RealDisk::new(dir.root())),
+        disk: disk(options, dir.root()),
         replicator: options.replicator.clone(),
         failure: options.failure,
         repair: options.repair,
@@ -197,16 +219,12 @@ async fn start(
             replicator: services.replicator.clone(),
             chunks,
             exchange,
-            python: PythonConfig {
-                program: options.python.clone(),
-                package_dir,
-                capture_budget_ms: options.capture_budget_ms,
-                directory: None,
-                packages: None,
-            },
+            python: python_pool,
             environment: kernels_environment,
             environment_match: options.environment_match,
             files: options.files.clone(),
+            upkeep: options.upkeep,
+            hibernation: options.hibernation,
             run_dir,
             nodes: services.nodes.clone(),
             stats: Arc::new(NodeStats::default()),
@@ -214,6 +232,37 @@ async fn start(
         Ok(Arc::new(KernelReplicas::new(Arc::new(context))) as Arc<dyn ReplicaFactory>)
     };
     RunningNode::start(parts, make_factory).await
+}
+
+/// The source of Python processes; without a zygote if there can be none.
+fn python_pool(options: &NodeOptions, package_dir: PathBuf, run_dir: &Path) -> PythonPool {
+    let config = PythonConfig {
+        program: options.python.clone(),
+        package_dir,
+        capture_budget_ms: options.capture_budget_ms,
+    };
+    match Zygote::start(config.clone(), &options.zygote_preload, run_dir) {
+        Ok(zygote) => PythonPool::start(config, run_dir, zygote, options.pool),
+        Err(error) => {
+            tracing::warn!(%error, "no zygote: kernels are started the long way");
+            PythonPool::bare(config, run_dir)
+        }
+    }
+}
+
+/// The disk that log and snapshots are on.
+fn disk(options: &NodeOptions, root: &Path) -> Arc<dyn Disk> {
+    let real = Arc::new(RealDisk::new(root));
+    if !options.disk_faults {
+        return real;
+    }
+    tracing::warn!("this node's disk fails when it is told to: it must hold nothing of value");
+    let kill_now: KillProcess = Arc::new(|| {
+        if let Err(error) = kill(Pid::this(), Signal::SIGKILL) {
+            tracing::error!(%error, "cannot kill this process");
+        }
+    });
+    Arc::new(FaultyDisk::new(real, root.join(DISK_FAULTS_FILE), kill_now))
 }
 
 /// Three connections of the node's user; waits for a broker that is down.

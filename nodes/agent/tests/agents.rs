@@ -49,6 +49,7 @@ fn three_nodes_form_the_system_group_and_its_leader_starts_kernels() {
             kernel: kernel(1),
             name: None,
             replicas: 3,
+            options: Default::default(),
             settings: Default::default(),
         };
         let again: KernelSpec = cluster.try_ask("start_kernel", &request).await.unwrap();
@@ -79,6 +80,7 @@ fn a_stopped_kernels_members_end_everywhere() {
             kernel: kernel(1),
             name: None,
             replicas: 3,
+            options: Default::default(),
             settings: Default::default(),
         };
         let fault = cluster.try_ask::<_, KernelSpec>("start_kernel", &request).await.unwrap_err();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use callboard_protocol::control::Standby;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -86,6 +87,33 @@ pub enum KernelVerb {
         /// Which.
         kernel: String,
     },
+    /// Show the cells a kernel can go back to, and the states kept by name.
+    Log {
+        /// Which.
+        kernel: String,
+    },
+    /// Keep the present state under a name, until the name is removed.
+    Checkpoint {
+        /// Of which kernel.
+        kernel: String,
+        /// The name.
+        name: String,
+        /// Remove the name.
+        #[arg(long)]
+        drop: bool,
+    },
+    /// Make an earlier state the present one. It runs nothing, and can itself be undone.
+    Rewind {
+        /// Which kernel.
+        kernel: String,
+        /// The state after this cell: its place in `kernel log`, In[N], or a checkpoint's name.
+        /// 0 is the start.
+        #[arg(value_name = "CELL|NAME")]
+        to: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// End a kernel for good: its variables and outputs are deleted.
     Stop {
         /// Which.
@@ -112,6 +140,31 @@ pub struct StartArgs {
     /// Return once the kernel can run cells.
     #[arg(long)]
     pub wait: bool,
+    /// Whether replicas that do not execute have a warm Python process; without it, as the cluster
+    /// is configured.
+    #[arg(long, value_enum)]
+    pub standby: Option<StandbyArg>,
+    /// Give it a Python process at the first request only.
+    #[arg(long)]
+    pub parked: bool,
+}
+
+/// What a replica that does not execute has ready.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum StandbyArg {
+    /// Log and state only.
+    Thin,
+    /// A warm Python process, too: takeovers take one less step, at the cost of memory.
+    Hot,
+}
+
+impl From<StandbyArg> for Standby {
+    fn from(arg: StandbyArg) -> Self {
+        match arg {
+            StandbyArg::Thin => Self::Thin,
+            StandbyArg::Hot => Self::Hot,
+        }
+    }
 }
 
 fn replicas(text: &str) -> Result<u8, String> {

@@ -7,12 +7,14 @@ use std::{
 
 use callboard_kernel::{FileOptions, PipPolicy};
 use callboard_policy::environment::EnvironmentMatch;
-use callboard_protocol::{ClusterId, NodeId};
+use callboard_protocol::{ClusterId, NodeId, control::Standby};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::exit::Failure;
 
+/// Largest file of a node's log, in MiB: it is read as a whole when the node starts.
+const LOG_SEGMENT_MAX_MB: u64 = 1024;
 /// Most nodes that one machine runs: more than this many processes help nobody.
 const NODES_MAX: u16 = 64;
 
@@ -65,8 +67,28 @@ pub struct ClusterConfig {
     pub environment_match: EnvironmentMatch,
     /// What `pip` does in a session.
     pub pip_policy: PipPolicy,
+    /// Libraries that kernels find imported already, separated by spaces.
+    pub zygote_preload: String,
+    /// Started Python processes that each node keeps at hand at least.
+    pub pool_min: u16,
+    /// The same, at most.
+    pub pool_max: u16,
+    /// Whether standbys of kernels that do not say have a warm Python process.
+    pub standby_python: Standby,
+    /// Seconds without a cell after which a kernel is parked; 0 parks none.
+    pub park_after_s: u64,
+    /// Whether kernels are parked that hold what only a live process can hold.
+    pub park_with_refused: bool,
+    /// Seconds without a request after which a kernel's members sleep; 0: never.
+    pub hibernate_after_s: u64,
     /// Where traces go over OTLP; empty sends none.
     pub otlp_endpoint: String,
+    /// Log entries after which a replica writes a snapshot.
+    pub snapshot_every_entries: u64,
+    /// Whether a node's disk fails when a file in its folder says so.
+    pub disk_faults: bool,
+    /// Size of a file of a node's log, in MiB.
+    pub log_segment_mb: u64,
 }
 
 impl Default for ClusterConfig {
@@ -92,7 +114,17 @@ impl Default for ClusterConfig {
             carry_files_max: 10_000,
             environment_match: EnvironmentMatch::default(),
             pip_policy: PipPolicy::default(),
+            zygote_preload: "numpy pandas matplotlib".to_owned(),
+            pool_min: 4,
+            pool_max: 16,
+            standby_python: Standby::Thin,
+            park_after_s: 1800,
+            park_with_refused: false,
+            hibernate_after_s: 60,
             otlp_endpoint: String::new(),
+            snapshot_every_entries: 2000,
+            disk_faults: false,
+            log_segment_mb: 16,
         }
     }
 }
@@ -154,6 +186,12 @@ impl ClusterConfig {
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     }
 
+    /// Whether there is such a key.
+    #[must_use]
+    pub fn knows(key: &str) -> bool {
+        keys().contains_key(key)
+    }
+
     /// Everything that is wrong with the values.
     #[must_use]
     pub fn validate(&self) -> Vec<String> {
@@ -176,6 +214,8 @@ impl ClusterConfig {
         for (key, value) in [
             ("heartbeat_interval_ms", self.heartbeat_interval_ms),
             ("capture_budget_s", self.capture_budget_s),
+            ("snapshot_every_entries", self.snapshot_every_entries),
+            ("log_segment_mb", self.log_segment_mb),
         ] {
             check(value > 0, format!("{key} is 0; use at least 1"));
         }
@@ -214,6 +254,23 @@ impl ClusterConfig {
                 "carry_files_total_max_mib is {}; use at most {FILES_TOTAL_MAX_MIB}, and a shared directory for more",
                 self.carry_files_total_max_mib
             ),
+        );
+        let (least, most) = (self.pool_min, self.pool_max);
+        check(least <= most, format!("pool_max is {most}; it must not be below pool_min, {least}"));
+        let is_module = |word: &str| {
+            word.split('.').all(|part| {
+                !part.is_empty()
+                    && !part.starts_with(|first: char| first.is_ascii_digit())
+                    && part.chars().all(|it| it.is_alphanumeric() || it == '_')
+            })
+        };
+        for word in self.zygote_preload.split_whitespace().filter(|word| !is_module(word)) {
+            check(false, format!("zygote_preload: '{word}' is no name of a Python module"));
+        }
+        let segment = self.log_segment_mb;
+        check(
+            segment <= LOG_SEGMENT_MAX_MB,
+            format!("log_segment_mb is {segment}; use at most {LOG_SEGMENT_MAX_MB}"),
         );
         let endpoint = &self.otlp_endpoint;
         let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
@@ -292,6 +349,9 @@ fn from_text(text: &str, like: &Value) -> Value {
             .map(|path| Value::String(path.to_string_lossy().into_owned()))
             .collect::<Vec<_>>()
             .into(),
+        (Value::Boolean(_), _) if matches!(text, "true" | "false") => {
+            Value::Boolean(text == "true")
+        }
         _ => Value::String(text.to_owned()),
     }
 }
@@ -308,7 +368,9 @@ fn sentence(origin: &str, problems: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use callboard_policy::failure::FailureConfig;
+    use callboard_policy::{
+        failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
+    };
     use callboard_replicated::RaftTiming;
 
     use super::*;
@@ -334,6 +396,11 @@ mod tests {
         assert_eq!(config.election_timeout_max_ms, timing.election_timeout_max_ms);
         assert_eq!(config.suspect_after_ms, failure.suspect_after_ms);
         assert_eq!(config.gone_after_ms, failure.gone_after_ms);
+        let pool = PoolBounds::default();
+        assert_eq!(usize::from(config.pool_min), pool.processes_min);
+        assert_eq!(usize::from(config.pool_max), pool.processes_max);
+        let hibernation = HibernationConfig::default();
+        assert_eq!(config.hibernate_after_s * 1000, hibernation.after_ms);
     }
 
     #[test]
@@ -360,9 +427,17 @@ mod tests {
 
     #[test]
     fn every_problem_is_reported_at_once() {
-        let text = "nodes = 0\nnodez = 3\nbroker_port = 'x'\ncluster_id = 'a b'\ngone_after_ms = 1";
+        let text = "pool_min = 9\npool_max = 1\nzygote_preload = '2b'\nnodes = 0\nnodez = 3\nbroker_port = 'x'\ncluster_id = 'a b'\ngone_after_ms = 1";
         let problems = build(text).unwrap_err().join("\n");
-        for part in ["nodes is 0", "'nodez'", "broker_port:", "cluster_id:", "gone_after_ms is 1"] {
+        for part in [
+            "pool_max is 1",
+            "'2b'",
+            "nodes is 0",
+            "'nodez'",
+            "broker_port:",
+            "cluster_id:",
+            "gone_after_ms is 1",
+        ] {
             assert!(problems.contains(part), "{part} is missing in\n{problems}");
         }
     }

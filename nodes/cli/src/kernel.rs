@@ -5,8 +5,8 @@ use std::time::Duration;
 use callboard_client::Client;
 use callboard_protocol::{
     KernelId, ReplicaId,
-    control::{KernelSettings, KernelSpec, StartKernel},
-    kernel::{KernelStatus, ReplicaRole},
+    control::{KernelOptions, KernelSettings, KernelSpec, Standby, StartKernel},
+    kernel::{KernelPhase, KernelStatus, ReplicaRole},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -18,6 +18,7 @@ use crate::{
     exec,
     exit::{Exit, Failure, Outcome},
     output::{say, table},
+    undo,
 };
 
 /// How long `kernel start --wait` waits: placing, forming the group and starting Python.
@@ -38,6 +39,11 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
         KernelVerb::Show { kernel } => show(context, &kernel).await,
         KernelVerb::Exec(args) => exec::run(context, args).await,
         KernelVerb::Interrupt { kernel } => interrupt(context, &kernel).await,
+        KernelVerb::Log { kernel } => undo::log(context, &kernel).await,
+        KernelVerb::Checkpoint { kernel, name, drop } => {
+            undo::checkpoint(context, &kernel, name, drop).await
+        }
+        KernelVerb::Rewind { kernel, to, yes } => undo::rewind(context, &kernel, to, yes).await,
         KernelVerb::Stop { kernel, yes } => stop(context, &kernel, yes).await,
     }
 }
@@ -45,8 +51,11 @@ pub async fn run(context: &Context, verb: KernelVerb) -> Outcome {
 async fn start(context: &Context, args: StartArgs) -> Outcome {
     let client = context.connect().await?;
     let kernel = KernelId::generate();
+    let standby = args.standby.map(Standby::from);
+    let options = KernelOptions { standby, parked: args.parked };
     let settings = KernelSettings { directory: args.directory };
-    let request = StartKernel { kernel, name: args.name, replicas: args.replicas, settings };
+    let (name, replicas) = (args.name, args.replicas);
+    let request = StartKernel { kernel, name, replicas, options, settings };
     let spec = client.control().start_kernel(&request).await?;
     if args.wait {
         wait_ready(&client, kernel).await?;
@@ -63,11 +72,14 @@ pub async fn wait_ready(client: &Client, kernel: KernelId) -> Result<(), Failure
     let until = Instant::now() + READY_PATIENCE;
     loop {
         let why = match client.kernel(kernel).show().await {
-            Ok(status) if status.replicas.iter().all(is_whole) && status.term.is_some() => {
+            Ok(status)
+                if status.replicas.iter().all(is_whole)
+                    && (status.term.is_some() || status.phase != KernelPhase::Starting) =>
+            {
                 return Ok(());
             }
             Ok(status) if status.replicas.iter().all(is_whole) => {
-                "its Python processes are starting".to_owned()
+                "its Python process is starting".to_owned()
             }
             Ok(status) => {
                 let whole = status.replicas.iter().filter(|replica| is_whole(replica)).count();
@@ -146,6 +158,7 @@ fn describe(shown: &Shown) -> String {
             "cells      {} accepted, {} ended, {} waiting or running",
             status.accepted, status.ended, status.queue_depth
         ),
+        format!("phase      {}", phase(status.phase)),
         format!("state      {} bytes, {} names", status.state_bytes, status.names.len()),
     ];
     if let Some(why) = repair_waits {
@@ -192,6 +205,16 @@ fn listed(names: &[String]) -> String {
 /// A replica as `callboard kill` takes it.
 fn actor(kernel: KernelId, replica: ReplicaId) -> String {
     format!("{kernel}/{replica}")
+}
+
+fn phase(phase: KernelPhase) -> &'static str {
+    match phase {
+        KernelPhase::Running => "running",
+        KernelPhase::Idle => "idle",
+        KernelPhase::Parked => "parked: no Python process until the next request",
+        KernelPhase::Starting => "starting",
+        KernelPhase::Hibernating => "hibernating: the next request wakes it",
+    }
 }
 
 fn role(role: ReplicaRole) -> String {

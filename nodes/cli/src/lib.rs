@@ -15,6 +15,7 @@ pub mod look;
 pub mod node;
 pub mod output;
 pub mod python;
+pub mod undo;
 pub mod up;
 
 use std::{io, process::ExitCode};

@@ -29,8 +29,10 @@ const EVENTS_SAMPLE: Duration = Duration::from_secs(2);
 pub async fn nodes(context: &Context) -> Outcome {
     let list = context.connect().await?.control().list_nodes().await?;
     context.printer.data(&list, |list| {
-        let headings =
-            ["node", "health", "heard", "pid", "host", "life", "replicas", "cells", "python"];
+        let headings = [
+            "node", "health", "heard", "pid", "host", "life", "replicas", "asleep", "cells",
+            "stock", "python",
+        ];
         table(&headings, list.nodes.iter().map(row))
     })?;
     if let Some(outage) = &list.outage {
@@ -53,7 +55,9 @@ fn row(node: &NodeStatus) -> Vec<String> {
         node.host.clone(),
         node.incarnation.to_string(),
         node.replicas.to_string(),
+        node.asleep.to_string(),
         node.running_cells.to_string(),
+        format!("{}/{}", node.python_stock.ready, node.python_stock.target),
         node.python_problem.clone().unwrap_or_else(|| "ok".to_owned()),
     ]
 }

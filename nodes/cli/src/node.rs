@@ -1,11 +1,18 @@
 //! `callboard node`: one node process.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io::{self, ErrorKind},
+    path::PathBuf,
+    time::Duration,
+};
 
-use callboard_agent::{ExitReason, NodeError, NodeOptions, run_node};
-use callboard_policy::{failure::FailureConfig, repair::RepairLimits};
+use callboard_agent::{ExitReason, NodeError, NodeOptions, UpkeepConfig, run_node};
+use callboard_policy::{
+    failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
+    repair::RepairLimits,
+};
 use callboard_protocol::NodeId;
-use callboard_replicated::{RaftTiming, ReplicatorOptions};
+use callboard_replicated::{RaftTiming, ReplicatorOptions, WalOptions};
 use callboard_transport::{Credentials, telemetry};
 use clap::Args;
 
@@ -67,6 +74,21 @@ pub async fn run(args: NodeArgs) -> Outcome {
         bootstrap: args.bootstrap,
         adopt_directory: args.adopt_directory,
         python,
+        zygote_preload: config.zygote_preload,
+        pool: PoolBounds {
+            processes_min: usize::from(config.pool_min),
+            processes_max: usize::from(config.pool_max),
+            ..PoolBounds::default()
+        },
+        hibernation: HibernationConfig {
+            after_ms: config.hibernate_after_s.saturating_mul(1000),
+            ..HibernationConfig::default()
+        },
+        upkeep: UpkeepConfig {
+            standby: config.standby_python,
+            park_after_ms: Some(config.park_after_s.saturating_mul(1000)).filter(|ms| *ms > 0),
+            park_with_refused: config.park_with_refused,
+        },
         capture_budget_ms: config.capture_budget_s.saturating_mul(1000),
         broker_wait: Duration::from_secs(args.broker_wait_s),
         failure: FailureConfig {
@@ -82,8 +104,11 @@ pub async fn run(args: NodeArgs) -> Outcome {
                 election_timeout_min_ms: config.election_timeout_min_ms,
                 election_timeout_max_ms: config.election_timeout_max_ms,
             },
+            wal: WalOptions::of_segments(config.log_segment_mb << 20),
+            snapshot_every_entries_max: config.snapshot_every_entries,
             ..ReplicatorOptions::default()
         },
+        disk_faults: config.disk_faults,
     };
     match run_node(options).await {
         Ok(ExitReason::Stopped) => Ok(Exit::Ok),
@@ -92,6 +117,42 @@ pub async fn run(args: NodeArgs) -> Outcome {
             Err(Failure::new(Exit::Unavailable, error))
         }
         Err(error @ NodeError::Connect(_)) => Err(Failure::usage(error)),
+        // It passes, as what stops a node at work.
+        Err(error) if is_full_disk(&error) => Err(Failure::new(Exit::RestartNeeded, error)),
         Err(error) => Err(Failure::environment(error)),
+    }
+}
+
+/// Whether an error comes down to a disk without room.
+fn is_full_disk(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(this) = cause {
+        if this.downcast_ref::<io::Error>().is_some_and(|it| it.kind() == ErrorKind::StorageFull) {
+            return true;
+        }
+        cause = this.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use callboard_agent::DataDirError;
+
+    use super::*;
+
+    fn failed(kind: ErrorKind) -> NodeError {
+        let source = io::Error::from(kind);
+        NodeError::from(DataDirError::Io {
+            what: "write",
+            path: PathBuf::from("incarnation"),
+            source,
+        })
+    }
+
+    #[test]
+    fn a_full_disk_is_found_below_other_errors() {
+        assert!(is_full_disk(&failed(ErrorKind::StorageFull)));
+        assert!(!is_full_disk(&failed(ErrorKind::PermissionDenied)));
     }
 }

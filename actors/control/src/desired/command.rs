@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use callboard_protocol::{
     DiskId, Fault, FaultCode, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelSettings, KernelSpec},
+    control::{KernelOptions, KernelSettings, KernelSpec},
     environment::Environment,
 };
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,9 @@ pub enum Command {
         replicas: u8,
         /// Where its founders go.
         places: Vec<(NodeId, DiskId)>,
+        /// How it is kept.
+        #[serde(default)]
+        options: KernelOptions,
         /// What else it was asked for with.
         #[serde(default)]
         settings: KernelSettings,

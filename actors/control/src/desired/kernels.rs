@@ -3,7 +3,7 @@
 use callboard_policy::repair::in_flight;
 use callboard_protocol::{
     DiskId, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelSettings, KernelSpec, ReplicaSpec, Standing},
+    control::{KernelOptions, KernelSettings, KernelSpec, ReplicaSpec, Standing},
     environment::Environment,
 };
 
@@ -41,14 +41,16 @@ impl DesiredState {
 
     pub(super) fn start_kernel(
         &mut self,
-        kernel: KernelId,
-        (owner, name, replicas, settings): (OwnerId, Option<String>, u8, KernelSettings),
+        (kernel, owner, name): (KernelId, OwnerId, Option<String>),
+        replicas: u8,
         places: Vec<(NodeId, DiskId)>,
+        (options, settings): (KernelOptions, KernelSettings),
     ) -> Outcome {
         if let Some(spec) = self.kernels.get(&kernel) {
             let is_same = spec.owner == owner
                 && spec.name == name
                 && spec.replicas_wanted == replicas
+                && spec.options == options
                 && spec.settings == settings;
             return if is_same {
                 Outcome::AlreadySo(spec.clone())
@@ -73,6 +75,7 @@ impl DesiredState {
             version: 1,
             settings,
             needs: None,
+            options,
         };
         for (node, disk) in places {
             add_member(&mut spec, node, disk, Standing::Founder);

@@ -28,6 +28,7 @@ fn start(n: u128, who: &str, name: Option<&str>) -> Command {
         owner: owner(who),
         name: name.map(str::to_owned),
         replicas: 3,
+        options: Default::default(),
         places: (1..=3).map(|n| (node(n), disk(n))).collect(),
         settings: Default::default(),
     }

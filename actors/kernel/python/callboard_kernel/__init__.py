@@ -6,10 +6,11 @@ and sends them over the state socket named by `CALLBOARD_STATE_SOCKET`. On a `re
 rebuilds a session from such groups.
 
 Modules, from the outside in: `kernel` (ipykernel hooks), `channel` (socket and framing), `tracker`
-(one capture), `restore`, `graph` (which names belong together), `namespace` (which names count),
-`pickler` with `reducers`, `functions` and `arrays` (bytes), `fingerprint` (what need not be pickled
-again), `session` and `history` (state beyond variables), `refusal` and `placeholder` (what cannot
+(one capture) with `delta` (what it sends), `restore`, `graph` (which names belong together), `sharing`
+(what they share), `namespace` (which names count), `pickler` with `reducers`, `functions` and `arrays`
+(bytes), `fingerprint` (what need not be pickled again), `buffers` with `dirty` (what of large memory
+need not be read again), `watchdog` (what must not hang), `session` and `history` (state beyond variables), `refusal` and `placeholder` (what cannot
 be carried), `live` (the running session that pickles refer to).
 """
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2

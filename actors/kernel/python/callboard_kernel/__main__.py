@@ -24,6 +24,14 @@ def die_with_parent() -> None:
 
 def main() -> None:
     die_with_parent()
+    # `-m` put the start directory first; IPython adds "", which follows the session's directory.
+    if sys.path and sys.path[0] in ("", os.getcwd()):
+        del sys.path[0]
+    run()
+
+
+def run() -> None:
+    """Runs the kernel that `sys.argv` asks for, until it ends."""
     from ipykernel.kernelapp import IPKernelApp
 
     from callboard_kernel.kernel import CallboardKernel
@@ -39,9 +47,6 @@ def main() -> None:
         def log_connection_info(self) -> None:
             """The node knows the connection file; nobody reads this."""
 
-    # `-m` put the start directory first; IPython adds "", which follows the session's directory.
-    if sys.path and sys.path[0] in ("", os.getcwd()):
-        del sys.path[0]
     Application.launch_instance(kernel_class=CallboardKernel)
 
 

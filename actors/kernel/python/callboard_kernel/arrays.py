@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import pickle
 import sys
-from typing import Any
+from typing import Any, Callable
 
 # References to a base array when only one view holds it: that view, and this module's two locals.
 _ORPHAN_REFERENCES_MAX = 3
 
 
-def reduce_array(array: Any) -> Any:
-    """Reduces an exact `numpy.ndarray`; NotImplemented leaves it to NumPy's own way."""
+def reduce_array(array: Any, check_size: Callable[[int], None]) -> Any:
+    """Reduces an exact `numpy.ndarray`; NotImplemented leaves it to NumPy's own way.
+
+    `check_size` raises if so many bytes are too many; asked before an array is copied.
+    """
     if array.dtype.itemsize == 0:
         return NotImplemented
     base = _owner(array)
@@ -33,6 +36,7 @@ def reduce_array(array: Any) -> Any:
     else:
         import numpy
 
+        check_size(array.nbytes)
         order, flat = "C", numpy.ascontiguousarray(array).reshape(-1)
     data = pickle.PickleBuffer(flat.view("u1"))
     return make_array, (data, _dtype_spec(array.dtype), array.shape, order, flags.writeable)

@@ -15,6 +15,8 @@ from typing import Any, Callable, Iterable
 
 # Enough for the names of a million variables; more is a broken peer.
 HEADER_BYTES_MAX = 16 * 1024 * 1024
+# Shorter pieces are copied together, to be written at once.
+_GATHERED_BYTES_MAX = 32 * 1024
 _LENGTH = struct.Struct(">I")
 
 Message = tuple[dict[str, Any], list[bytearray]]
@@ -34,17 +36,28 @@ class Channel:
         connection.connect(path)
         return cls(connection)
 
-    def send(self, header: dict[str, Any], buffers: Iterable[Any] = ()) -> None:
-        """Writes one message. Raises OSError if the node is gone, ValueError if the header is too long."""
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        encoded = json.dumps({**header, "buffers": [view.nbytes for view in views]}).encode()
+    def send(self, header: dict[str, Any], buffers: Iterable[list[Any]] = ()) -> None:
+        """Writes one message; each buffer is a list of pieces that follow each other.
+
+        Raises OSError if the node is gone, ValueError if the header is too long.
+        """
+        views = [[memoryview(piece).cast("B") for piece in pieces] for pieces in buffers]
+        lengths = [sum(view.nbytes for view in pieces) for pieces in views]
+        encoded = json.dumps({**header, "buffers": lengths}).encode()
         if len(encoded) > HEADER_BYTES_MAX:
             raise ValueError(f"a header of {len(encoded)} bytes is over the limit of {HEADER_BYTES_MAX}")
         with self._lock:
-            self._socket.sendall(_LENGTH.pack(len(encoded)) + encoded)
-            for view in views:
-                if view.nbytes:
-                    self._socket.sendall(view)
+            gathered = bytearray(_LENGTH.pack(len(encoded)) + encoded)
+            for pieces in views:
+                for view in pieces:
+                    if view.nbytes <= _GATHERED_BYTES_MAX:
+                        gathered += view
+                    if len(gathered) > _GATHERED_BYTES_MAX or view.nbytes > _GATHERED_BYTES_MAX:
+                        self._socket.sendall(gathered)
+                        gathered.clear()
+                    if view.nbytes > _GATHERED_BYTES_MAX:
+                        self._socket.sendall(view)
+            self._socket.sendall(gathered)
 
     def receive(self) -> Message | None:
         """Reads one message; None when the node closed the connection."""

@@ -28,6 +28,7 @@ from . import PROTOCOL_VERSION, live
 from .channel import Channel
 from .directory import DIRECTORY
 from .packages import PACKAGES
+from .delta import Delta, Group
 from .refusal import CaptureInterrupted
 from .restore import HeldGroup, Restore
 from .tracker import SAVING_NOTICE_S, Tracker
@@ -93,19 +94,14 @@ class CallboardKernel(IPythonKernel):
         previous = signal.signal(signal.SIGINT, on_interrupt)
         try:
             tracker.on_slow = lambda: channel.send({"type": "saving", "msg_id": msg_id})
+            known = tracker.groups
             delta = self._safe_capture(tracker)
-            channel.send(
-                {
-                    "type": "captured",
-                    "msg_id": msg_id,
-                    "upsert": delta.upsert,
-                    "removed": delta.removed,
-                    "refused": delta.refused,
-                    "elapsed_ms": round(delta.elapsed_ms, 3),
-                    "execution_count": self.shell.execution_count,
-                },
-                delta.buffers,
-            )
+            try:
+                self._send_captured(msg_id, delta)
+            except ValueError as error:
+                delta = self._lost_capture(tracker, known, str(error))
+                self._send_captured(msg_id, delta)
+            tracker.sent(delta)
             for notice in delta.notices:
                 print(notice, file=sys.stderr)
         except OSError:
@@ -113,22 +109,36 @@ class CallboardKernel(IPythonKernel):
         finally:
             signal.signal(signal.SIGINT, previous)
 
-    @staticmethod
-    def _safe_capture(tracker: Tracker) -> Any:
-        from .tracker import Delta
+    def _send_captured(self, msg_id: str, delta: Delta) -> None:
+        self.channel.send(
+            {
+                "type": "captured",
+                "msg_id": msg_id,
+                "upsert": delta.upsert,
+                "removed": delta.removed,
+                "refused": delta.refused,
+                "elapsed_ms": round(delta.elapsed_ms, 3),
+                "execution_count": self.shell.execution_count,
+            },
+            delta.buffers,
+        )
 
+    @staticmethod
+    def _lost_capture(tracker: Tracker, known: dict[str, Group], reason: str) -> Delta:
+        """The node gets nothing of this capture: compare with what it held before, next time."""
+        tracker.groups = known
+        delta = Delta()
+        delta.refused.append({"name": "*", "type": "session", "reason": reason})
+        delta.notices.append(f"callboard: the state after this cell was not saved: {reason}")
+        return delta
+
+    def _safe_capture(self, tracker: Tracker) -> Delta:
         known = tracker.groups
         try:
             return tracker.capture()
         except BaseException as error:  # a fault here must not take the cell's answer with it
-            reason = f"capture failed with {type(error).__name__}: {error}"
             os.write(2, traceback.format_exc().encode())
-            # The node got nothing: compare with what it held before, next time.
-            tracker.groups = known
-            delta = Delta()
-            delta.refused.append({"name": "*", "type": "session", "reason": reason})
-            delta.notices.append(f"callboard: the state after this cell was not saved: {reason}")
-            return delta
+            return self._lost_capture(tracker, known, f"capture failed with {type(error).__name__}: {error}")
 
     def _on_message(self, header: dict[str, Any], buffers: list[bytearray]) -> None:
         """Called on the reading thread; hands the message to the main one."""
@@ -167,6 +177,8 @@ class CallboardKernel(IPythonKernel):
             self.shell.user_ns["_dh"][:] = [Path.cwd()]
         if header.get("packages"):
             PACKAGES.configure(header["packages"])
+        if "state_bytes_max" in header:
+            self.tracker.state_bytes_max = header["state_bytes_max"]
         if "exclude" in header:
             self.tracker.namespace.exclude = frozenset(header["exclude"])
 

@@ -16,7 +16,7 @@ from . import live
 _NEVER = frozenset(
     """In Out get_ipython exit quit open display _ih _oh _dh _i _ii _iii __builtin__ __builtins__
     __name__ __doc__ __package__ __loader__ __spec__ __file__ __session__ __vsc_ipynb_file__
-    __callboard__""".split()
+    __callboard__ __warningregistry__""".split()
 )
 _INPUT_CACHE = re.compile(r"_i\d+$")
 _OUTPUT_CACHE = re.compile(r"_(\d+)$")
@@ -30,7 +30,9 @@ class Namespace:
     def __init__(self, exclude: frozenset[str] = frozenset()) -> None:
         self.baseline = dict(live.LIVE.user_ns)
         self.baseline_magics = {kind: dict(magics) for kind, magics in self._magics().items()}
+        # Names that configuration leaves out without a word, and those that the user left out.
         self.exclude = exclude
+        self.excluded: set[str] = set()
 
     def _magics(self) -> dict[str, dict[str, Any]]:
         shell = live.LIVE.shell

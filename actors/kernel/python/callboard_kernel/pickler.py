@@ -7,258 +7,194 @@ containing.
 
 from __future__ import annotations
 
-import enum
 import functools
 import io
 import pickle
-import re
-import sys
 import time
-import types
 from dataclasses import dataclass, field
-from datetime import date, time as day_time, timedelta, timezone
-from decimal import Decimal
-from fractions import Fraction
-from pathlib import PurePath
 from typing import Any, Callable
 
 import cloudpickle
 
-from . import arrays, classes, functions, live, quirks
-from .placeholder import Unavailable, missing_class
+from . import live, reducers
+from .buffers import WATCHED_BYTES_MIN, address_of
+from .digests import DIGEST_BYTES, hasher
+from .placeholder import missing_class
 from .refusal import BudgetExceeded, Refused
+from .sharing import NotThere, Reach
 
 # Buffers below this many bytes stay inside the pickle: a message part costs more than the copy.
 OUT_OF_BAND_BYTES_MIN = 4096
 
-# Instances of these are values, not places: sharing one does not tie two names together.
-_VALUE_TYPES: tuple[type, ...] = (
-    str, bytes, int, float, complex, bool, tuple, frozenset, range, slice, type(None), types.CodeType,
-    types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
-    types.GetSetDescriptorType, types.MemberDescriptorType, types.ModuleType, types.GenericAlias,
-    date, day_time, timedelta, timezone, Decimal, Fraction, PurePath, re.Pattern, enum.Enum,
-    pickle.PickleBuffer, Unavailable,
-)  # fmt: skip
-_VALUE_TYPE_NAMES = {"numpy.dtype", "numpy.ufunc", "numpy.generic", "zoneinfo.ZoneInfo", "uuid.UUID"}
-_joins_by_type: dict[type, bool] = {}
-
-
-def _joins(kind: type) -> bool:
-    """Whether two names that both reach an instance of this type must travel together."""
-    known = _joins_by_type.get(kind)
-    if known is None:
-        names = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
-        known = not (issubclass(kind, _VALUE_TYPES) or names & _VALUE_TYPE_NAMES)
-        _joins_by_type[kind] = known
-    return known
-
 
 @dataclass
 class Pass:
-    """What is fixed during one capture: class anchors, deadline, and who to tell of slowness."""
+    """What is fixed during one capture: class anchors, limits, and who to tell of slowness."""
 
     # id of a session class -> the name that other groups refer to it by
     anchors: dict[int, str] = field(default_factory=dict)
     deadline: float = float("inf")
     tick: Callable[[float], None] | None = None
+    # Bytes that a session's state may have, and those that the names before this one have taken.
+    bytes_max: float = float("inf")
+    bytes_used: int = 0
+    # The large buffers among them: those of an array and of its views are the same.
+    buffers: set[tuple[int, int]] = field(default_factory=set)
 
     def check(self) -> None:
+        """Raises BudgetExceeded if the time is up."""
         now = time.monotonic()
         if self.tick is not None:
             self.tick(now)
         if now > self.deadline:
             raise BudgetExceeded
 
+    def check_size(self, size: int) -> None:
+        """Raises Refused if a value of this many bytes does not fit beside the others."""
+        if self.bytes_used + size > self.bytes_max:
+            raise Refused(
+                f"it needs {_in_mib(size)} or more beside the {_in_mib(self.bytes_used)} of the other names, "
+                f"and {_in_mib(self.bytes_max)} is the limit for a session's state (state_mib_max)"
+            )
+
+    def take(self, sink: Sink) -> None:
+        """Counts what a name needs: it was accepted."""
+        self.bytes_used += sink.length + sink.buffer_bytes
+        self.buffers |= sink.large
+
+
+def _in_mib(size: float) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"
+
+
+class Sink:
+    """The file that a pickler writes to: keeps the frames as they come, and hashes them.
+
+    The pickler hands over a frame every 64 KiB, also from inside one large list of plain values, so
+    this is where its time and its size are looked at.
+    """
+
+    def __init__(self, context: Pass) -> None:
+        self.context = context
+        self.frames: list[bytes] = [live.PREAMBLE]
+        self.length = len(live.PREAMBLE)
+        self.buffers: list[memoryview] = []
+        self.buffer_bytes = 0
+        self.large: set[tuple[int, int]] = set()
+        # While the pickler's memo is asked, where the answers go.
+        self.answers: list[bytes] | None = None
+        self._hasher = hasher(live.PREAMBLE)
+
+    def write(self, data: Any) -> None:
+        if self.answers is not None:
+            self.answers.append(bytes(data))
+            return
+        if type(data) is not bytes:
+            # A large bytearray is handed over as it is, and may change before it is sent.
+            data = bytes(data)
+        self.frames.append(data)
+        self.length += len(data)
+        self._hasher.update(data)
+        self.context.check()
+        self.context.check_size(self.length + self.buffer_bytes)
+
+    def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        """Keeps a large buffer beside the pickle; true leaves a small one inside."""
+        raw = buffer.raw()
+        if raw.nbytes < OUT_OF_BAND_BYTES_MIN:
+            return True
+        if not self._is_counted(raw):
+            self.buffer_bytes += raw.nbytes
+            self.context.check_size(self.length + self.buffer_bytes)
+        self.buffers.append(raw)
+        return False
+
+    def _is_counted(self, raw: memoryview) -> bool:
+        if raw.nbytes < WATCHED_BYTES_MIN:
+            return False
+        key = (address_of(raw), raw.nbytes)
+        if key in self.context.buffers:
+            return True
+        self.large.add(key)
+        return False
+
+    def digest(self) -> bytes:
+        return bytes(self._hasher.digest()[:DIGEST_BYTES])
+
 
 @dataclass
 class Pickled:
     """The bytes of some names and what they reached."""
 
-    stream: bytes
-    buffers: list[memoryview]
-    # id of a mutable object -> its place in the pickle
-    reached: dict[int, int]
+    sink: Sink
     # names of the session classes that are referred to
     classes: set[str]
-    # Keeps temporary objects alive, so that ids stay unique until grouping is done.
-    keep: Any = None
+    # None if nothing that could be shared was reached.
+    reach: Reach | None = None
+
+    def __post_init__(self) -> None:
+        self.digest = self.sink.digest()
+
+    @property
+    def frames(self) -> list[bytes]:
+        return self.sink.frames
+
+    @property
+    def buffers(self) -> list[memoryview]:
+        return self.sink.buffers
+
+    @property
+    def length(self) -> int:
+        """Bytes of the stream."""
+        return self.sink.length
+
+    @property
+    def stream(self) -> bytes:
+        """The frames as one."""
+        return b"".join(self.sink.frames)
 
 
 class StatePickler(cloudpickle.Pickler):
     """cloudpickle, tied to the live session; refuses handles."""
 
-    def __init__(self, file: Any, context: Pass, own: set[int]) -> None:
-        self.buffers: list[memoryview] = []
+    def __init__(self, context: Pass, own: set[int]) -> None:
+        self.sink = sink = Sink(context)
         # Not a method: a cycle through the pickler would keep the user's objects until the next
         # garbage collection.
-        super().__init__(file, protocol=5, buffer_callback=functools.partial(_take_buffer, self.buffers))
+        super().__init__(sink, protocol=5, buffer_callback=functools.partial(Sink.take_buffer, sink))
         self.context = context
         self.own = own
         self.classes: set[str] = set()
         self.by_value: set[int] = set()
         self.memo = live.seed_memo()
+        self.is_asked = False
 
     def reducer_override(self, obj: Any) -> Any:
+        if self.is_asked:
+            raise NotThere
         kind = type(obj)
         reducer = _reducers.get(kind)
         if reducer is None:
-            reducer = _reducers[kind] = _choose_reducer(kind)
+            reducer = _reducers[kind] = reducers.choose(kind)
         return reducer(self, obj)
 
-    def reached(self) -> dict[int, int]:
-        """Mutable objects in the memo: what another name may share."""
-        by_value = self.by_value
-        found = {}
-        self.keep = memo = self.memo.copy()
-        for key, (index, obj) in memo.items():
-            kind = type(obj)
-            if kind is types.FunctionType or isinstance(obj, type):
-                if key in by_value:
-                    found[key] = index
-            elif _joins(kind) and index >= len(live.SEEDS):
-                found[key] = index
-        return found
 
-
-def _take_buffer(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
-    """Keeps a large buffer beside the pickle; true leaves a small one inside."""
-    raw = buffer.raw()
-    if raw.nbytes < OUT_OF_BAND_BYTES_MIN:
-        return True
-    buffers.append(raw)
-    return False
-
-
-def _default(_pickler: StatePickler, _obj: Any) -> Any:
-    return NotImplemented
-
-
-def _function(pickler: StatePickler, func: Any) -> Any:
-    if functions.is_importable(func):
-        return NotImplemented
-    pickler.by_value.add(id(func))
-    return functions.reduce_function(func)
-
-
-def _class(pickler: StatePickler, cls: Any) -> Any:
-    if pickle_by_name(cls):
-        return NotImplemented
-    name = pickler.context.anchors.get(id(cls))
-    if name is not None and id(cls) not in pickler.own:
-        pickler.classes.add(name)
-        return live.class_by_name, (name,)
-    pickler.context.check()
-    reduced = classes.reduce_class(cloudpickle.Pickler.reducer_override(pickler, cls))
-    if reduced is not NotImplemented and len(reduced) == 6:
-        pickler.by_value.add(id(cls))
-    return reduced
-
-
-def pickle_by_name(cls: Any) -> bool:
-    """The common case of an importable class, without cloudpickle's search."""
-    module = sys.modules.get(cls.__module__) if isinstance(cls.__module__, str) else None
-    return (
-        module is not None
-        and module.__dict__ is not live.LIVE.user_ns
-        and module.__dict__.get(cls.__qualname__) is cls
-        and functions.is_importable(cls)
-    )
-
-
-def _instance(pickler: StatePickler, _obj: Any) -> Any:
-    context = pickler.context
-    if context.deadline != float("inf") or context.tick is not None:
-        context.check()
-    return NotImplemented
-
-
-def _module(_pickler: StatePickler, module: Any) -> Any:
-    if sys.modules.get(module.__name__) is module:
-        return live.module_by_name, (module.__name__,)
-    return NotImplemented
-
-
-def _stream(_pickler: StatePickler, stream: Any) -> Any:
-    for name in ("stdout", "stderr", "stdin"):
-        if stream is getattr(sys, name):
-            return live.get_stream, (name,)
-    return quirks.reduce_file(stream)
-
-
-def _memoryview(_pickler: StatePickler, _view: Any) -> Any:
-    raise Refused("a memoryview points into this process's memory (bytes(view) makes a copy that can move)")
-
-
-def _random_state(_pickler: StatePickler, state: Any) -> Any:
-    return (live.numpy_global_random, ()) if state is live.numpy_global_random() else NotImplemented
-
-
-def _shell(_pickler: StatePickler, shell: Any) -> Any:
-    return (live.get_shell, ()) if shell is live.LIVE.shell else NotImplemented
-
-
-def _kernel(_pickler: StatePickler, kernel: Any) -> Any:
-    return (live.get_kernel, ()) if kernel is live.LIVE.kernel else NotImplemented
-
-
-def _by(reduce: Callable[[Any], Any]) -> Callable[[StatePickler, Any], Any]:
-    """A reducer that needs no pickler."""
-    return lambda _pickler, obj: reduce(obj)
-
-
-_reducers: dict[type, Callable[[StatePickler, Any], Any]] = {}
-
-
-_EXACT: dict[str, Callable[[StatePickler, Any], Any]] = {
-    "builtins.function": _function,
-    "builtins.memoryview": _memoryview,
-    "numpy.random.mtrand.RandomState": _random_state,
-    "builtins.cell": _by(functions.reduce_cell),
-    "functools._lru_cache_wrapper": _by(functions.reduce_lru_cache),
-    "numpy.ndarray": _by(arrays.reduce_array),
-    "_struct.Struct": _by(quirks.reduce_struct),
-    "_io.BytesIO": _by(quirks.reduce_buffer),
-    "_io.StringIO": _by(quirks.reduce_buffer),
-    "os._Environ": _by(quirks.reduce_environ),
-    "matplotlib.cbook.CallbackRegistry": _by(quirks.reduce_callback_registry),
-}
-
-
-def _choose_reducer(kind: type) -> Callable[[StatePickler, Any], Any]:
-    """Which reducer an object of this type gets; asked once per type."""
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    exact = _EXACT.get(name)
-    if exact is not None:
-        return exact
-    if issubclass(kind, type):
-        return _class
-    if issubclass(kind, types.ModuleType):
-        return _module
-    if issubclass(kind, io.IOBase) and not issubclass(kind, (io.BytesIO, io.StringIO)):
-        return _stream
-    if live.LIVE.shell is not None and kind is type(live.LIVE.shell):
-        return _shell
-    if live.LIVE.kernel is not None and kind is type(live.LIVE.kernel):
-        return _kernel
-    return _default if issubclass(kind, _VALUE_TYPES) else _instance
-
+_reducers: dict[type, reducers.Reducer] = {}
 
 # What needs neither reducers nor a look at what it shares.
-_PLAIN_TYPES = frozenset({int, float, complex, bool, str, bytes, type(None)})
+PLAIN_TYPES = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
 def dump(values: dict[str, Any], context: Pass) -> Pickled:
     """Pickles `values` as one dict. Raises whatever the values' own code raises."""
-    if len(values) == 1 and type(next(iter(values.values()))) in _PLAIN_TYPES:
-        return Pickled(live.PREAMBLE + pickle.dumps(values, 5), [], {}, set())
+    if len(values) == 1 and type(next(iter(values.values()))) in PLAIN_TYPES:
+        sink = Sink(context)
+        sink.write(pickle.dumps(values, 5))
+        return Pickled(sink, set())
     own = {id(value) for value in values.values() if isinstance(value, type)}
-    file = io.BytesIO()
-    pickler = StatePickler(file, context, own)
+    pickler = StatePickler(context, own)
     pickler.dump(values)
-    reached = pickler.reached()
-    reached.pop(id(values), None)
-    stream = live.PREAMBLE + file.getvalue()
-    return Pickled(stream, pickler.buffers, reached, pickler.classes, pickler.keep)
+    return Pickled(pickler.sink, pickler.classes, Reach(pickler, id(values)))
 
 
 class StateUnpickler(pickle.Unpickler):

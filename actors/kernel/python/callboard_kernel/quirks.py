@@ -56,6 +56,20 @@ def closed_file(name: Any, mode: str, encoding: str | None) -> Any:
     return file
 
 
+def reduce_generator(generator: Any) -> Any:
+    """A generator that has ended has no code left to suspend, but its name stays behind."""
+    if generator.gi_frame is None:
+        return ended_generator, (generator.__name__, generator.__qualname__)
+    return NotImplemented
+
+
+def ended_generator(name: str, qualname: str) -> Any:
+    generator = (item for item in ())
+    generator.close()
+    generator.__name__, generator.__qualname__ = name, qualname
+    return generator
+
+
 def reduce_environ(_environ: Any) -> tuple[Any, ...]:
     return get_environ, ()
 

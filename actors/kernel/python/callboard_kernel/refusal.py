@@ -11,8 +11,12 @@ class Refused(pickle.PicklingError):
     """A value that is refused on purpose; the message is the sentence to show."""
 
 
-class BudgetExceeded(Exception):
-    """Capture ran out of its time budget."""
+class BudgetExceeded(BaseException):
+    """Capture ran out of its time budget. Not an Exception, which the user's code may swallow."""
+
+
+class Excluded(Exception):
+    """The user asked that a name be left out."""
 
 
 class CaptureInterrupted(BaseException):
@@ -45,6 +49,9 @@ _WORDS = {
 _CANNOT = re.compile(r"cannot pickle '?([\w.]+)'? object|cannot pickle ([\w.]+) objects?")
 
 
+_CHANGED = re.compile(r"changed size during iteration|mutated during iteration|keys changed during")
+
+
 def describe(error: BaseException) -> str:
     """One clause that says why, without a full stop."""
     if isinstance(error, Refused):
@@ -53,6 +60,10 @@ def describe(error: BaseException) -> str:
         return "time budget: saving the state took longer than the time allowed for it"
     if isinstance(error, CaptureInterrupted):
         return "saving it was interrupted"
+    if isinstance(error, Excluded):
+        return "excluded by you"
+    if is_change_meanwhile(error):
+        return "it changed while it was being saved, twice: another thread writes to it"
     text = str(error)
     match = _CANNOT.search(text)
     if match:
@@ -62,6 +73,11 @@ def describe(error: BaseException) -> str:
         return "it is nested too deeply to be written down"
     summary = text.splitlines()[0][:300] if text else "no further message"
     return f"writing it down failed with {type(error).__name__}: {summary}"
+
+
+def is_change_meanwhile(error: BaseException) -> bool:
+    """Whether a container was changed by another thread while the pickler walked it."""
+    return isinstance(error, RuntimeError) and bool(_CHANGED.search(str(error)))
 
 
 def type_name(value: Any) -> str:

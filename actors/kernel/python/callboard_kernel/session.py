@@ -16,6 +16,7 @@ from typing import Any, Callable
 from . import libraries, live
 from .directory import DIRECTORY
 from .packages import PACKAGES
+from .warned import Warned
 
 _PROCESS_VARIABLES = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "PYTHONPATH", "JPY_PARENT_PID", "JPY_INTERRUPT_EVENT"})
 
@@ -32,6 +33,7 @@ class Session:
         self.locale = locale.setlocale(locale.LC_ALL)
         self.ipython = ipython_settings()
         self.extensions = set(loaded_extensions())
+        self.warned = Warned()
         self.components: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
             "process": (self.process, self.apply_process),
             "random": (random.getstate, random.setstate),
@@ -42,11 +44,12 @@ class Session:
             "torch": (libraries.torch_state, libraries.apply_torch),
             "matplotlib": (libraries.matplotlib_state, libraries.apply_matplotlib),
             "pandas": (libraries.pandas_state, libraries.apply_pandas),
+            "warned": (self.warned.state, self.warned.apply),
         }
 
     # Components whose state shares no mutable part with the process, so that two states may be
     # compared by value.
-    comparable = frozenset({"process", "random", "ipython"})
+    comparable = frozenset({"process", "random", "ipython", "warned"})
 
     def capture(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Each component's state, and the reasons of those that could not be read."""

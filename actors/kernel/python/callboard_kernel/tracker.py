@@ -7,75 +7,60 @@ prove equal.
 
 from __future__ import annotations
 
-import hashlib
+import gc
 import json
-import os
 import time
-from dataclasses import dataclass, field
+import types
+from dataclasses import dataclass
 from typing import Any, Callable
 
 from . import graph, history, live, pickler, refusal
 from .directory import DIRECTORY
 from .environment import Imported, facts
 from .files import Files, Unsteady
+from .buffers import Buffers, Content
+from .delta import Delta, Group
+from .digests import DIGEST_BYTES, digest
 from .fingerprint import Fingerprint, fingerprint, same
 from .functions import is_importable
 from .namespace import Namespace, is_output
 from .packages import PACKAGES
 from .placeholder import Unavailable
 from .session import Session
+from .sharing import joins
+from .watchdog import watchdog
 
 DEFAULT_BUDGET_S = 60.0
+DEFAULT_STATE_BYTES_MAX = 16 << 30
 # Once a capture takes longer than this, the node is told that state is being saved.
 SAVING_NOTICE_S = 1.0
-
-
-def _choose_digest() -> Callable[..., Any]:
-    """blake2b, or SHA-256 where the processor computes it faster than that."""
-    probe = os.urandom(1 << 18)
-    times = {}
-    for algorithm in (hashlib.blake2b, hashlib.sha256):
-        start = time.perf_counter()
-        algorithm(probe).digest()
-        times[algorithm] = time.perf_counter() - start
-    return min(times, key=lambda algorithm: times[algorithm])
-
-
-_digest = _choose_digest()
+# The memo behind a shorter pickle is copied at once: that is cheaper than to keep its pickler.
+_SMALL_PICKLE_BYTES_MAX = 256 << 10
+# What user code may raise, and what the capture raises into it.
+_FAULTS = (Exception, refusal.BudgetExceeded, refusal.CaptureInterrupted)
 
 
 @dataclass
 class Entry:
-    """What is known about one name."""
+    """What is known about one value and the names that are bound to it."""
 
+    names: list[str]
     fingerprint: Fingerprint | None
     digest: bytes
-    reached: dict[int, int]
+    # None while the pickler has not been asked yet.
+    reached: dict[int, int] | None
     classes: set[str]
     pickled: pickler.Pickled | None
+    contents: list[Content]
     # (name, type, reason) if the value is refused; its group then holds a placeholder.
     refused: tuple[str, str, str] | None = None
 
-
-@dataclass
-class Group:
-    """What the node holds of one group."""
-
-    names: list[str]
-    kind: str
-    signature: Any
-
-
-@dataclass
-class Delta:
-    """One capture's result, ready to be framed."""
-
-    upsert: list[dict[str, Any]] = field(default_factory=list)
-    buffers: list[Any] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    refused: list[dict[str, str]] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-    elapsed_ms: float = 0.0
+    def objects(self) -> dict[int, Any]:
+        """What was reached, by id. The objects are alive."""
+        reached = self.reached or {}
+        if self.pickled is not None and self.pickled.reach is not None:
+            return {key: self.pickled.reach.object_at(key) for key in reached}
+        return {id(part): part for part in self.fingerprint or () if id(part) in reached}
 
 
 class Tracker:
@@ -86,23 +71,38 @@ class Tracker:
         self.session = Session()
         self.files = Files()
         self.imported = Imported(live.LIVE.user_ns)
+        self.buffers = Buffers()
         self.budget_s = DEFAULT_BUDGET_S
+        self.state_bytes_max: float = DEFAULT_STATE_BYTES_MAX
         self.on_slow: Callable[[], None] | None = None
         self.in_dump = False
         self.entries: dict[str, Entry] = {}
         self.groups: dict[str, Group] = {}
         self.anchors: dict[int, str] = {}
+        self.captures = 0
+        # The last capture's time, for `bench state`.
+        self.elapsed_ms = 0.0
         self._told: set[tuple[str, str]] = set()
 
     def capture(self) -> Delta:
         """Compares the session with what the node holds, and takes the result for what it holds."""
         start = time.monotonic()
+        self.captures += 1
         delta = Delta()
-        context = pickler.Pass({}, start + self.budget_s, self._slow_tick(start))
+        tick = self._slow_tick(start)
+        context = pickler.Pass({}, start + self.budget_s, tick, self.state_bytes_max)
         current: dict[str, Group] = {}
+        # Walking millions of objects sets off collections that find nothing.
+        collects = gc.isenabled()
+        gc.disable()
+        self.buffers.begin()
         try:
-            self._variables(context, current, delta)
+            with watchdog(self.budget_s, lambda: self.in_dump):
+                self._variables(context, current, delta)
         finally:
+            if collects:
+                gc.enable()
+            self.buffers.end()
             self._plain("session", self._session_values(delta), current, delta)
             self._plain("history", history.capture(), current, delta)
             self._files(current, delta)
@@ -111,7 +111,7 @@ class Tracker:
             DIRECTORY.notices.clear()
             delta.removed = [key for key in self.groups if key not in current]
             self.groups = current
-            delta.elapsed_ms = (time.monotonic() - start) * 1000
+            delta.elapsed_ms = self.elapsed_ms = (time.monotonic() - start) * 1000
         return delta
 
     def prime(self, held: dict[str, list[str]]) -> None:
@@ -126,8 +126,22 @@ class Tracker:
         for key, group in self.groups.items():
             if sorted(held.get(key, ())) != sorted(group.names):
                 group.signature = None
+            # The same values, but perhaps not the same bytes at the same places.
+            group.version, group.sent = None, []
         for key in held:
             self.groups.setdefault(key, Group(held[key], "variables", None))
+
+    def sent(self, delta: Delta) -> None:
+        """The delta is on its way. What was written while it was read must go again."""
+        for entry in delta.upsert:
+            group = self.groups[entry["group"]]
+            for part, view in zip(group.parts[1:], group.sent):
+                torn = bytearray(part.digests)
+                for chunk in self.buffers.written_since(view):
+                    torn[chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES] = bytes(DIGEST_BYTES)
+                if torn != part.digests:
+                    part.digests, group.signature = bytes(torn), None
+            group.sent = []
 
     def _slow_tick(self, start: float) -> Callable[[float], None]:
         told = False
@@ -143,53 +157,84 @@ class Tracker:
     def _variables(self, context: pickler.Pass, current: dict[str, Group], delta: Delta) -> None:
         values = self.namespace.collect()
         context.anchors = _class_anchors(values)
-        anchors_moved = context.anchors != self.anchors
         entries: dict[str, Entry] = {}
-        for name, value in values.items():
-            old = self.entries.get(name)
-            print_now = fingerprint(value)
-            if old and same(old.fingerprint, print_now) and not (anchors_moved and old.classes):
-                entries[name] = old
-            else:
-                entries[name] = self._entry(name, value, print_now, context)
+        excluded = self.namespace.excluded
+        for name in excluded & values.keys():
+            entries[name] = self._refused_entry(name, values[name], refusal.Excluded())
+        for names in _bound_together({name: values[name] for name in values if name not in excluded}):
+            self._look_at(names, values, entries, context)
         self._drop_refused_anchors(values, entries, context)
-        reached = {name: entry.reached for name, entry in entries.items()}
-        for names in graph.partition(reached, {name: entry.classes for name, entry in entries.items()}):
-            self._group(names, values, entries, context, current, delta)
+        _ask_picklers(entries)
+        reached = {name: entry.reached or {} for name, entry in entries.items()}
+        for members in graph.partition(reached, {name: entry.classes for name, entry in entries.items()}):
+            self._group(members, values, entries, context, current, delta)
         for entry in entries.values():
-            entry.pickled = None
+            entry.pickled, entry.contents = None, []
             if entry.refused is not None:
                 self._report(entry.refused, delta)
         self.entries, self.anchors = entries, context.anchors
 
-    def _entry(self, name: str, value: Any, print_now: Fingerprint | None, context: pickler.Pass) -> Entry:
+    def _look_at(
+        self, names: list[str], values: dict[str, Any], entries: dict[str, Entry], context: pickler.Pass
+    ) -> None:
+        """Takes what is known about a value if it cannot have changed, else pickles it."""
+        old = self.entries.get(names[0])
+        print_now = fingerprint(values[names[0]])
+        anchors_moved = context.anchors != self.anchors
+        if old and same(old.fingerprint, print_now) and not (anchors_moved and old.classes):
+            entries[names[0]] = old
+            return
+        self._pickle(names, values, entries, print_now, context)
+
+    def _pickle(
+        self,
+        names: list[str],
+        values: dict[str, Any],
+        entries: dict[str, Entry],
+        print_now: Fingerprint | None,
+        context: pickler.Pass,
+    ) -> None:
         try:
-            pickled = self._dump({name: value}, context)
-        except Exception as error:  # the values' own code may raise anything
-            return self._refused_entry(name, value, error)
-        except refusal.CaptureInterrupted as error:
-            return self._refused_entry(name, value, error)
-        digest, reached = _hash(pickled), pickled.reached
-        if print_now is not None:
-            # This entry may be kept for many captures. Ids of objects that only its pickling made
-            # would by then belong to others and tie strangers together.
-            alive = set(map(id, print_now))
-            reached = {key: place for key, place in reached.items() if key in alive}
-        return Entry(print_now, digest, reached, pickled.classes, pickled)
+            pickled = self._dump({name: values[name] for name in names}, context)
+            contents = [self.buffers.content(view, context.check) for view in pickled.buffers]
+        except _FAULTS as error:
+            for name in names:
+                entries[name] = self._refused_entry(name, values[name], error)
+            return
+        context.take(pickled.sink)
+        reached: dict[int, int] | None = None
+        if pickled.reach is None:
+            reached = {}
+        elif pickled.length <= _SMALL_PICKLE_BYTES_MAX or print_now is not None:
+            reached = pickled.reach.everything()
+            if print_now is not None:
+                # This entry may be kept for many captures. Ids of objects that only its pickling
+                # made would by then belong to others and tie strangers together.
+                alive = set(map(id, print_now))
+                reached = {key: place for key, place in reached.items() if key in alive}
+        entries[names[0]] = Entry(
+            names, print_now, _digest_of(pickled, contents), reached, pickled.classes, pickled, contents
+        )
 
     def _dump(self, values: dict[str, Any], context: pickler.Pass) -> pickler.Pickled:
-        context.check()
-        self.in_dump = True
-        try:
-            return pickler.dump(values, context)
-        finally:
-            self.in_dump = False
+        """Pickles; once more if another thread changed a container meanwhile."""
+        for is_last in (False, True):
+            context.check()
+            self.in_dump = True
+            try:
+                return pickler.dump(values, context)
+            except RuntimeError as error:
+                if is_last or not refusal.is_change_meanwhile(error):
+                    raise
+            finally:
+                self.in_dump = False
+        raise AssertionError("unreachable")
 
     def _refused_entry(self, name: str, value: Any, error: BaseException) -> Entry:
         kind, reason = refusal.type_name(value), refusal.describe(error)
         stand_in = Unavailable(name, kind, reason)
         pickled = pickler.dump({name: stand_in}, pickler.Pass())
-        return Entry(None, _hash(pickled), {}, set(), pickled, (name, kind, reason))
+        return Entry([name], None, _digest_of(pickled, []), {}, set(), pickled, [], (name, kind, reason))
 
     def _drop_refused_anchors(
         self, values: dict[str, Any], entries: dict[str, Entry], context: pickler.Pass
@@ -199,41 +244,48 @@ class Tracker:
         if not lost:
             return
         context.anchors = {key: name for key, name in context.anchors.items() if name not in lost}
-        for name, entry in entries.items():
+        for entry in list(entries.values()):
             if entry.classes & lost:
-                entries[name] = self._entry(name, values[name], None, context)
+                del entries[entry.names[0]]
+                self._pickle(entry.names, values, entries, None, context)
 
     def _group(
         self,
-        names: list[str],
+        members: list[str],
         values: dict[str, Any],
         entries: dict[str, Entry],
         context: pickler.Pass,
         current: dict[str, Group],
         delta: Delta,
     ) -> None:
-        key = f"variables:{names[0]}"
-        members = [entries[name] for name in names]
-        signature: Any = members[0].digest
-        if len(names) > 1:
-            shared = graph.sharing(names, {name: entries[name].reached for name in names})
-            signature = (tuple(entry.digest for entry in members), shared)
-        current[key] = group = Group(names, "variables", signature)
+        key = f"variables:{members[0]}"
+        first = entries[members[0]]
+        names = sorted(name for member in members for name in entries[member].names)
+        signature: Any = first.digest
+        if len(members) > 1:
+            shared = graph.sharing(members, {name: entries[name].reached or {} for name in members})
+            signature = (tuple(entries[name].digest for name in members), shared)
+        group = Group(names, "variables", signature, self.captures)
         known = self.groups.get(key)
         if known is not None and known.names == names and known.signature == signature:
+            current[key] = known
             return
         try:
-            pickled = members[0].pickled if len(names) == 1 else None
+            pickled = first.pickled if len(members) == 1 else None
+            contents = first.contents
             if pickled is None:
-                pickled = self._dump({name: values[name] for name in names}, context)
-        except (Exception, refusal.CaptureInterrupted) as error:
-            del current[key]
+                alone = pickler.Pass(context.anchors, context.deadline, context.tick, context.bytes_max)
+                pickled = self._dump({name: values[name] for name in names}, alone)
+                contents = [self.buffers.content(view, context.check) for view in pickled.buffers]
+        except _FAULTS as error:
             for name in names:
                 entries[name] = entry = self._refused_entry(name, values[name], error)
-                current[f"variables:{name}"] = Group([name], "variables", entry.digest)
-                _append(delta, f"variables:{name}", [name], "variables", entry.pickled)
+                current[f"variables:{name}"] = lone = Group([name], "variables", entry.digest, self.captures)
+                assert entry.pickled is not None
+                delta.add(f"variables:{name}", lone, entry.pickled, [], None)
             return
-        _append(delta, key, group.names, group.kind, pickled)
+        current[key] = group
+        delta.add(key, group, pickled, contents, known)
 
     def _session_values(self, delta: Delta) -> dict[str, Any]:
         states, failed = self.session.capture()
@@ -251,13 +303,16 @@ class Tracker:
                 continue
             try:
                 pickled = pickler.dump({key: value}, pickler.Pass())
+                contents = [self.buffers.content(view, lambda: None) for view in pickled.buffers]
             except Exception as error:
                 self._report((key, f"{kind} state", refusal.describe(error)), delta)
                 continue
-            digest = value if comparable else _hash(pickled)
-            current[key] = Group([key], kind, digest)
-            if known is None or known.signature != digest:
-                _append(delta, key, [key], kind, pickled)
+            signature = value if comparable else _digest_of(pickled, contents)
+            if known is not None and known.signature == signature:
+                current[key] = known
+                continue
+            current[key] = group = Group([key], kind, signature, self.captures)
+            delta.add(key, group, pickled, contents, known)
 
     def _files(self, current: dict[str, Group], delta: Delta) -> None:
         """Groups of files; one whose files change just now stays as it was until the next capture."""
@@ -272,8 +327,7 @@ class Tracker:
                     if known is not None:
                         current[key] = known
                     continue
-                delta.upsert.append({"group": key, "names": names, "kind": "file", "parts": len(buffers)})
-                delta.buffers += buffers
+                delta.add_whole(key, names, "file", buffers)
             current[key] = Group(names, "file", signature)
         for path, reason in left:
             self._report((path, "file", reason), delta)
@@ -289,8 +343,7 @@ class Tracker:
             text = json.dumps(value, sort_keys=True).encode()
             known = self.groups.get(key)
             if known is None or known.signature != text:
-                delta.upsert.append({"group": key, "names": [], "kind": "environment", "parts": 1})
-                delta.buffers.append(text)
+                delta.add_whole(key, [], "environment", [text])
             current[key] = Group([], "environment", text)
 
     def _report(self, refused: tuple[str, str, str], delta: Delta) -> None:
@@ -303,19 +356,40 @@ class Tracker:
             delta.notices.append(refusal.notice(name, kind, reason))
 
 
-def _append(delta: Delta, key: str, names: list[str], kind: str, pickled: Any) -> None:
-    parts = 1 + len(pickled.buffers)
-    delta.upsert.append({"group": key, "names": names, "kind": kind, "parts": parts})
-    delta.buffers.append(pickled.stream)
-    delta.buffers += pickled.buffers
+def _bound_together(values: dict[str, Any]) -> list[list[str]]:
+    """The names in their order; those that are bound to one mutable object together, sorted.
+
+    An output that is also a variable would otherwise be pickled twice to be found in one group.
+    """
+    names_of: dict[int, list[str]] = {}
+    for name, value in values.items():
+        is_code = isinstance(value, (type, types.FunctionType))
+        key = id(value) if not is_code and joins(type(value)) else -len(names_of) - 1
+        names_of.setdefault(key, []).append(name)
+    return [sorted(names) for names in names_of.values()]
 
 
-def _hash(pickled: pickler.Pickled) -> bytes:
-    state = _digest(pickled.stream)
-    for buffer in pickled.buffers:
-        state.update(buffer.nbytes.to_bytes(8, "big"))
-        state.update(buffer)
-    return bytes(state.digest())
+def _ask_picklers(entries: dict[str, Entry]) -> None:
+    """Finds out what was reached where the memo was too large to be copied at once.
+
+    The largest is only asked for what the others reached, since nothing else can be shared.
+    """
+    large = [entry for entry in entries.values() if entry.reached is None and entry.pickled is not None]
+    large.sort(key=lambda entry: entry.pickled.length if entry.pickled else 0)
+    for entry in large[:-1]:
+        if entry.pickled is not None and entry.pickled.reach is not None:
+            entry.reached = entry.pickled.reach.everything()
+    for entry in large[-1:]:
+        if entry.pickled is not None and entry.pickled.reach is not None:
+            others = [other.objects() for other in entries.values() if other is not entry]
+            entry.reached = entry.pickled.reach.among({key: obj for found in others for key, obj in found.items()})
+
+
+def _digest_of(pickled: pickler.Pickled, contents: list[Content]) -> bytes:
+    if not contents:
+        return pickled.digest
+    lengths = b"".join(content.length.to_bytes(8, "big") + content.digests for content in contents)
+    return digest(pickled.digest + lengths)
 
 
 def _class_anchors(values: dict[str, Any]) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
@@ -18,6 +19,9 @@ from typing import Any
 
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
+from zygote_harness import Forked, Zygote
+
+from node_side import patched
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 REPLY_TIMEOUT_S = 60.0
@@ -82,7 +86,9 @@ class NodeStandIn:
         self.captures.append(header)
         position = 0
         for entry in header["upsert"]:
-            self.groups[entry["group"]] = (entry, buffers[position : position + entry["parts"]])
+            before, held = self.groups.get(entry["group"], ({}, []))
+            sent = buffers[position : position + entry["parts"]]
+            self.groups[entry["group"]] = (entry, patched(entry, sent, held, before.get("version")))
             position += entry["parts"]
         for key in header["removed"]:
             self.groups.pop(key, None)
@@ -98,11 +104,22 @@ class NodeStandIn:
         return restored["failed"]
 
 
+@functools.cache
+def shared_zygote() -> Zygote | None:
+    """With CALLBOARD_TEST_ZYGOTE, the zygote that all kernels of the tests are forked from."""
+    return Zygote() if os.environ.get("CALLBOARD_TEST_ZYGOTE") else None
+
+
 class Kernel:
     """A kernel process with a client and its node's stand-in."""
 
     def __init__(
-        self, directory: Path | None = None, root: Path | None = None, packages: dict[str, str] | None = None, **limits: Any
+        self,
+        directory: Path | None = None,
+        zygote: Zygote | None = None,
+        root: Path | None = None,
+        packages: dict[str, str] | None = None,
+        **limits: Any,
     ) -> None:
         self.scratch = tempfile.TemporaryDirectory(prefix="callboard-test-")
         scratch = Path(self.scratch.name)
@@ -111,16 +128,20 @@ class Kernel:
         connection_file, _ = write_connection_file(
             str(scratch / "connection.json"), transport="ipc", ip=str(scratch / "zmq"), key=b"test"
         )
-        environment = {
-            **os.environ,
+        zygote = zygote or shared_zygote()
+        changes = {
             "CALLBOARD_STATE_SOCKET": state_path,
             "PYTHONPATH": str(PACKAGE_PARENT),
             "IPYTHONDIR": str(scratch / "ipython"),
             "MPLCONFIGDIR": str(Path(tempfile.gettempdir()) / "callboard-test-matplotlib"),
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "callboard_kernel", "-f", connection_file], env=environment, cwd=directory
-        )
+        self.process: subprocess.Popen[bytes] | Forked
+        if zygote is not None:
+            cwd = str(directory or os.getcwd())
+            self.process = zygote.fork(connection_file, changes, str(scratch / "log"), cwd=cwd)
+        else:
+            command = [sys.executable, "-m", "callboard_kernel", "-f", connection_file]
+            self.process = subprocess.Popen(command, env={**os.environ, **changes}, cwd=directory)
         self.hello = self.node.accept()
         if root is not None:
             root.mkdir(parents=True, exist_ok=True)

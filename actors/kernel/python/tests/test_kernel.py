@@ -20,7 +20,7 @@ def groups(reply):
 
 
 def test_hello_names_versions(kernel):
-    assert kernel.hello["protocol"] == 1 and kernel.hello["pid"] == kernel.process.pid
+    assert kernel.hello["protocol"] == 2 and kernel.hello["pid"] == kernel.process.pid
     assert "numpy" in kernel.hello["distributions"]
 
 

@@ -101,6 +101,32 @@ impl FileOptions {
     }
 }
 
+/// What makes a Python process that of a kernel, as the Python side is told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SessionConfig {
+    /// Its directory.
+    pub directory: SessionDirectory,
+    /// Its packages.
+    pub packages: SessionPackages,
+}
+
+impl SessionConfig {
+    /// That of one kernel on this node.
+    #[must_use]
+    pub fn of(files: &FileOptions, spec: &KernelSpec) -> Self {
+        Self { directory: files.of(spec), packages: files.packages_of(spec) }
+    }
+
+    /// Makes its directories.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn create(&self) -> io::Result<()> {
+        self.directory.create()?;
+        self.packages.create()
+    }
+}
+
 /// The directory of one session, as the Python side is told of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SessionDirectory {

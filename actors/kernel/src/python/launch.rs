@@ -27,6 +27,32 @@ const SOCKET_DIRECTORY_LENGTH_MAX: usize = 96;
 /// Lines of the process's own log shown when it does not come up.
 const LOG_TAIL_LINES: usize = 6;
 
+/// Writes the file that tells a kernel its sockets, in `directory`, and its key.
+pub(super) fn write_connection(
+    directory: &SocketDirectory,
+    key: &SigningKey,
+) -> Result<PathBuf, LaunchError> {
+    let connection_file = directory.path.join("connection.json");
+    let connection = serde_json::json!({
+        "transport": "ipc", "ip": directory.prefix(), "key": key.as_str(),
+        "signature_scheme": "hmac-sha256", "shell_port": SHELL, "iopub_port": IOPUB,
+        "stdin_port": STDIN, "control_port": CONTROL, "hb_port": HEARTBEAT,
+    });
+    std::fs::write(&connection_file, connection.to_string())
+        .map_err(|source| LaunchError::Directory { path: directory.path.clone(), source })?;
+    Ok(connection_file)
+}
+
+/// Keeps what concerns the node only out of a process's environment.
+pub(super) fn without_our_variables(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CALLBOARD_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("PYDEVD_DISABLE_FILE_VALIDATION", "1");
+}
+
 /// Starts `module` as a kernel whose sockets and log are in `directory`, in a process group of its
 /// own; `adjust` adds to its environment.
 pub(super) fn spawn(
@@ -37,25 +63,14 @@ pub(super) fn spawn(
     adjust: impl FnOnce(&mut Command) -> &mut Command,
 ) -> Result<Child, LaunchError> {
     let fail = |source| LaunchError::Directory { path: directory.path.clone(), source };
-    let connection_file = directory.path.join("connection.json");
-    let connection = serde_json::json!({
-        "transport": "ipc", "ip": directory.prefix(), "key": key.as_str(),
-        "signature_scheme": "hmac-sha256", "shell_port": SHELL, "iopub_port": IOPUB,
-        "stdin_port": STDIN, "control_port": CONTROL, "hb_port": HEARTBEAT,
-    });
-    std::fs::write(&connection_file, connection.to_string()).map_err(fail)?;
-    let log = std::fs::File::create(directory.path.join("log")).map_err(fail)?;
+    let connection_file = write_connection(directory, key)?;
+    let log = std::fs::File::create(directory.log()).map_err(fail)?;
     let log_too = log.try_clone().map_err(fail)?;
     let mut command = Command::new(program);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("CALLBOARD_") {
-            command.env_remove(name);
-        }
-    }
+    without_our_variables(&mut command);
     command
         .args(["-m", module, "-f"])
         .arg(&connection_file)
-        .env("PYDEVD_DISABLE_FILE_VALIDATION", "1")
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(log_too)
@@ -65,7 +80,7 @@ pub(super) fn spawn(
         .spawn()
         .map_err(|source| LaunchError::Spawn { program: program.to_owned(), source })?;
     if let Some(pid) = child.id() {
-        std::fs::write(directory.pid_file(), pid.to_string()).map_err(fail)?;
+        directory.note_pid(pid)?;
     }
     Ok(child)
 }
@@ -136,6 +151,17 @@ impl SocketDirectory {
         self.path.join("k")
     }
 
+    /// Where the process's own words go.
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Notes the process, for the case that this life of the node ends first.
+    pub(super) fn note_pid(&self, pid: u32) -> Result<(), LaunchError> {
+        std::fs::write(self.pid_file(), pid.to_string())
+            .map_err(|source| LaunchError::Directory { path: self.path.clone(), source })
+    }
+
     /// Where the node finds the process if this life of the node ends first.
     fn pid_file(&self) -> PathBuf {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
@@ -143,7 +169,7 @@ impl SocketDirectory {
     }
 
     pub(super) async fn log_tail(&self) -> String {
-        let log = tokio::fs::read_to_string(self.path.join("log")).await.unwrap_or_default();
+        let log = tokio::fs::read_to_string(self.log()).await.unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join(" | ")
     }

@@ -1,22 +1,29 @@
 //! The Python process of one replica: a stock ipykernel with Callboard's state package.
 //!
-//! [`PythonProcess`] owns the child, its sockets and its directory. It decides nothing: what
+//! [`PythonPool`] is where processes come from: out of a stock of started ones, forked by the
+//! [`Zygote`], or started the long way. [`PythonProcess`] owns the child, its sockets and its directory. It decides nothing: what
 //! happens arrives as [`PythonEvent`]s, what is wanted is sent through it.
 
+mod child;
 mod directory;
 mod launch;
+pub mod memory;
 mod package;
 mod plain;
+mod pool;
 mod process;
 mod sockets;
 mod state_socket;
 mod wire;
+mod zygote;
 
-pub use directory::{FileOptions, PipPolicy, SessionDirectory, SessionPackages};
+pub use directory::{FileOptions, PipPolicy, SessionConfig, SessionDirectory, SessionPackages};
 pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;
+pub use pool::{PythonPool, Taken};
 pub use process::{LaunchError, PythonConfig, PythonProcess};
 pub use state_socket::{Captured, CapturedGroup, Hello, RestoreGroup, Restored};
+pub use zygote::{Zygote, ZygoteStatus};
 
 use callboard_protocol::jupyter::JupyterMessage;
 

@@ -3,13 +3,11 @@
 use std::path::Path;
 
 use callboard_protocol::jupyter::{Channel, JupyterMessage};
-use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
-use tokio::{process::Child, sync::mpsc};
+use nix::sys::signal::{Signal, killpg};
+use tokio::sync::mpsc;
 
 use super::{
+    child::KernelChild,
     launch::{SocketDirectory, probe, spawn},
     process::{LaunchError, READY_WITHIN, ended},
     sockets::Sockets,
@@ -21,7 +19,7 @@ use crate::running_cell::{IopubKind, classify};
 /// process.
 #[derive(Debug)]
 pub struct PlainKernel {
-    child: Child,
+    child: KernelChild,
     sockets: Sockets,
     from_kernel: mpsc::UnboundedReceiver<JupyterMessage>,
     directory: SocketDirectory,
@@ -35,7 +33,8 @@ impl PlainKernel {
     pub async fn launch(program: &Path, run_dir: &Path) -> Result<Self, LaunchError> {
         let directory = SocketDirectory::create(run_dir)?;
         let key = SigningKey::generate();
-        let mut child = spawn(program, "ipykernel_launcher", &directory, &key, |command| command)?;
+        let child = spawn(program, "ipykernel_launcher", &directory, &key, |command| command)?;
+        let mut child = KernelChild::Started(child);
         let connecting = async {
             let (sender, mut from_kernel) = mpsc::unbounded_channel();
             let sockets = Sockets::connect(&directory.prefix(), &key, sender)
@@ -65,6 +64,20 @@ impl PlainKernel {
         request: JupyterMessage,
         msg_id: &str,
     ) -> Result<JupyterMessage, LaunchError> {
+        self.run(request, msg_id, drop).await
+    }
+
+    /// As [`Self::round_trip`]; every output of the request is handed to `on_output` on its way,
+    /// in order.
+    ///
+    /// # Errors
+    /// [`LaunchError::Ended`] if the process ended instead.
+    pub async fn run(
+        &mut self,
+        request: JupyterMessage,
+        msg_id: &str,
+        mut on_output: impl FnMut(JupyterMessage),
+    ) -> Result<JupyterMessage, LaunchError> {
         self.sockets.send(request);
         let (mut reply, mut is_idle) = (None, false);
         loop {
@@ -79,7 +92,11 @@ impl PlainKernel {
             }
             match message.channel {
                 Channel::Shell => reply = Some(message),
-                Channel::Iopub => is_idle |= classify(&message) == IopubKind::Idle,
+                Channel::Iopub => match classify(&message) {
+                    IopubKind::Idle => is_idle = true,
+                    IopubKind::Output => on_output(message),
+                    IopubKind::Status => {}
+                },
                 Channel::Control | Channel::Stdin => {}
             }
             if is_idle && let Some(reply) = reply.take() {
@@ -91,8 +108,8 @@ impl PlainKernel {
 
 impl Drop for PlainKernel {
     fn drop(&mut self) {
-        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
-            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        if let Some(pid) = self.child.pid() {
+            let _ = killpg(pid, Signal::SIGKILL);
         }
     }
 }

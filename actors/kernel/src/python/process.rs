@@ -15,21 +15,25 @@ use nix::{
 use tokio::{
     io::BufReader,
     net::{UnixListener, unix::OwnedWriteHalf},
-    process::Child,
     sync::mpsc,
 };
 
 use super::{
     PythonEvent,
-    directory::{SessionDirectory, SessionPackages},
-    launch::{SocketDirectory, probe, spawn},
+    child::KernelChild,
+    directory::SessionConfig,
+    launch::{SocketDirectory, probe, spawn, write_connection},
     sockets::Sockets,
     state_socket::{self, FromPython, Hello, RestoreGroup},
     wire::SigningKey,
+    zygote::{ForkRequest, Zygote},
 };
 
 /// A kernel that is not ready within this time is given up.
 pub(super) const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// Names the socket a kernel hands its state over.
+const STATE_SOCKET_VARIABLE: &str = "CALLBOARD_STATE_SOCKET";
 
 /// How to run Python on this node.
 #[derive(Debug, Clone)]
@@ -40,10 +44,6 @@ pub struct PythonConfig {
     pub package_dir: PathBuf,
     /// Longest time one capture of the session's state may take, in milliseconds.
     pub capture_budget_ms: u64,
-    /// The session's directory; without one, it is where this process is.
-    pub directory: Option<SessionDirectory>,
-    /// What `pip` does in the session; without it, what it does anywhere.
-    pub packages: Option<SessionPackages>,
 }
 
 /// Why a Python process did not come up.
@@ -90,6 +90,7 @@ pub enum LaunchError {
 enum Order {
     Send(JupyterMessage),
     Restore { groups: Vec<RestoreGroup>, execution_count: u64 },
+    Configure(Box<SessionConfig>),
     Interrupt,
     Kill,
 }
@@ -108,11 +109,21 @@ impl PythonProcess {
         config: PythonConfig,
         run_dir: &Path,
     ) -> (Self, mpsc::UnboundedReceiver<PythonEvent>) {
+        Self::launch_from(config, run_dir, None, 0)
+    }
+
+    /// The same, forked by `zygote` if that can be, and then with so much added to its niceness.
+    pub(super) fn launch_from(
+        config: PythonConfig,
+        run_dir: &Path,
+        zygote: Option<Zygote>,
+        nice: i32,
+    ) -> (Self, mpsc::UnboundedReceiver<PythonEvent>) {
         let (orders, order_queue) = mpsc::unbounded_channel();
         let (events, event_queue) = mpsc::unbounded_channel();
         let run_dir = run_dir.to_owned();
         tokio::spawn(async move {
-            let last = match Running::start(&config, &run_dir).await {
+            let last = match Running::start(&config, &run_dir, zygote, nice).await {
                 Ok((running, hello)) => {
                     let _ = events.send(PythonEvent::Ready(hello));
                     running.serve(order_queue, &events).await
@@ -134,6 +145,12 @@ impl PythonProcess {
         let _ = self.orders.send(Order::Restore { groups, execution_count });
     }
 
+    /// Makes the process that of a kernel: its directories, and what may be done in it. To be called
+    /// before the first [`Self::restore`].
+    pub fn configure(&self, session: SessionConfig) {
+        let _ = self.orders.send(Order::Configure(Box::new(session)));
+    }
+
     /// Interrupts what runs, as Ctrl-C would.
     pub fn interrupt(&self) {
         let _ = self.orders.send(Order::Interrupt);
@@ -146,42 +163,38 @@ impl PythonProcess {
 }
 
 struct Running {
-    child: Child,
+    child: KernelChild,
     pid: Pid,
     sockets: Sockets,
     from_kernel: mpsc::UnboundedReceiver<JupyterMessage>,
     from_python: mpsc::UnboundedReceiver<FromPython>,
     to_python: OwnedWriteHalf,
     directory: SocketDirectory,
+    /// Why it was killed, if it was killed on purpose.
+    cause: Option<String>,
 }
 
 impl Running {
-    async fn start(config: &PythonConfig, run_dir: &Path) -> Result<(Self, Hello), LaunchError> {
-        if let Some(session) = &config.directory {
-            let fail = |source| LaunchError::Directory { path: session.root.clone(), source };
-            session.create().map_err(fail)?;
-        }
-        if let Some(packages) = &config.packages {
-            let fail = |source| LaunchError::Directory { path: packages.overlay.clone(), source };
-            packages.create().map_err(fail)?;
-        }
+    async fn start(
+        config: &PythonConfig,
+        run_dir: &Path,
+        zygote: Option<Zygote>,
+        nice: i32,
+    ) -> Result<(Self, Hello), LaunchError> {
         let directory = SocketDirectory::create(run_dir)?;
         let key = SigningKey::generate();
         let socket_error = |error: std::io::Error| LaunchError::Socket(error.to_string());
         let listener = UnixListener::bind(directory.path.join("state")).map_err(socket_error)?;
-        let mut child = spawn(&config.program, "callboard_kernel", &directory, &key, |command| {
-            command
-                .env("PYTHONPATH", &config.package_dir)
-                .env("CALLBOARD_STATE_SOCKET", directory.path.join("state"))
-        })?;
-        let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw)
-        else {
+        let mut child = begin(config, &directory, &key, zygote, nice).await?;
+        let Some(pid) = child.pid() else {
             return Err(ended(&mut child, &directory).await);
         };
         let connecting = async {
             let (stream, _) = listener.accept().await.map_err(socket_error)?;
             let (reader, mut to_python) = stream.into_split();
-            state_socket::write_configure(&mut to_python, config).await.map_err(socket_error)?;
+            state_socket::write_configure(&mut to_python, config.capture_budget_ms)
+                .await
+                .map_err(socket_error)?;
             let mut from_python = read_states(BufReader::new(reader));
             let (sender, mut from_kernel) = mpsc::unbounded_channel();
             let sockets = Sockets::connect(&directory.prefix(), &key, sender)
@@ -204,8 +217,17 @@ impl Running {
         };
         match connected {
             Ok((sockets, from_kernel, from_python, to_python, hello)) => {
-                let running =
-                    Self { child, pid, sockets, from_kernel, from_python, to_python, directory };
+                let cause = None;
+                let running = Self {
+                    child,
+                    pid,
+                    sockets,
+                    from_kernel,
+                    from_python,
+                    to_python,
+                    directory,
+                    cause,
+                };
                 Ok((running, hello))
             }
             Err(error) => {
@@ -259,6 +281,14 @@ impl Running {
                     let _ = killpg(self.pid, Signal::SIGKILL);
                 }
             }
+            Order::Configure(session) => {
+                if let Err(error) = self.configure(&session).await {
+                    self.end_because(format!(
+                        "ended, as its directories could not be made ({error}): see to {}",
+                        session.directory.root.display()
+                    ));
+                }
+            }
             Order::Interrupt => {
                 let _ = kill(self.pid, Signal::SIGINT);
             }
@@ -269,6 +299,18 @@ impl Running {
         }
     }
 
+    async fn configure(&mut self, session: &SessionConfig) -> std::io::Result<()> {
+        session.create()?;
+        state_socket::write_session(&mut self.to_python, session).await
+    }
+
+    /// Kills the process for a reason that is told in place of the signal.
+    fn end_because(&mut self, cause: String) {
+        tracing::warn!(%cause, "a Python process is ended");
+        self.cause = Some(cause);
+        let _ = killpg(self.pid, Signal::SIGKILL);
+    }
+
     async fn exited(&mut self, status: Option<ExitStatus>) -> PythonEvent {
         // What it started goes with it.
         let _ = killpg(self.pid, Signal::SIGKILL);
@@ -277,14 +319,47 @@ impl Running {
         if !tail.is_empty() {
             tracing::warn!(%how, %tail, "a Python process ended");
         }
-        if how.contains("signal 9") {
+        if let Some(cause) = self.cause.take() {
+            how = cause;
+        } else if how.contains("signal 9") {
             how.push_str(" (out of memory, or killed by hand)");
         }
         PythonEvent::Exited { how }
     }
 }
 
-pub(super) async fn ended(child: &mut Child, directory: &SocketDirectory) -> LaunchError {
+/// Has the process forked, or starts it the long way.
+async fn begin(
+    config: &PythonConfig,
+    directory: &SocketDirectory,
+    key: &SigningKey,
+    zygote: Option<Zygote>,
+    nice: i32,
+) -> Result<KernelChild, LaunchError> {
+    let state_socket = directory.path.join("state");
+    if let Some(zygote) = zygote {
+        let request = ForkRequest {
+            connection: write_connection(directory, key)?,
+            log: directory.log(),
+            cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            env: [(STATE_SOCKET_VARIABLE, state_socket.clone())].into(),
+            nice,
+        };
+        if let Some(forked) = zygote.fork(request).await {
+            let child = KernelChild::Forked(forked);
+            if let Some(pid) = child.pid() {
+                directory.note_pid(pid.as_raw().unsigned_abs())?;
+            }
+            return Ok(child);
+        }
+    }
+    let child = spawn(&config.program, "callboard_kernel", directory, key, |command| {
+        command.env("PYTHONPATH", &config.package_dir).env(STATE_SOCKET_VARIABLE, &state_socket)
+    })?;
+    Ok(KernelChild::Started(child))
+}
+
+pub(super) async fn ended(child: &mut KernelChild, directory: &SocketDirectory) -> LaunchError {
     let how = child.wait().await.map_or_else(|error| error.to_string(), describe);
     LaunchError::Ended { how, log: directory.log_tail().await }
 }

@@ -13,7 +13,7 @@ use tokio::{
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
 };
 
-use super::process::PythonConfig;
+use super::directory::SessionConfig;
 
 /// Longest JSON header; names and refusals of a namespace of a hundred thousand names fit.
 const HEADER_LENGTH_MAX: usize = 16 << 20;
@@ -25,6 +25,8 @@ const BUFFER_LENGTH_MAX: u64 = 8 << 30;
 pub struct Hello {
     /// Version of this socket's protocol.
     pub protocol: u32,
+    /// Its process id.
+    pub pid: i32,
     /// Version of the interpreter.
     pub python: String,
 }
@@ -218,15 +220,25 @@ pub(super) async fn write_restore(
     write(socket, &json, &buffers).await
 }
 
-/// Sets the limits of a capture and says where the session's directory is.
+/// Sets the limits of a capture.
 pub(super) async fn write_configure(
     socket: &mut OwnedWriteHalf,
-    config: &PythonConfig,
+    capture_budget_ms: u64,
 ) -> io::Result<()> {
     let json = serde_json::json!({
-        "type": "configure", "capture_budget_ms": config.capture_budget_ms, "exclude": [],
-        "directory": config.directory, "packages": config.packages, "buffers": [],
+        "type": "configure", "capture_budget_ms": capture_budget_ms, "exclude": [], "buffers": [],
     });
+    write(socket, &json, &[]).await
+}
+
+/// Makes the process that of a kernel.
+pub(super) async fn write_session(
+    socket: &mut OwnedWriteHalf,
+    session: &SessionConfig,
+) -> io::Result<()> {
+    let mut json = serde_json::to_value(session).map_err(|error| invalid(error.to_string()))?;
+    json["type"] = "configure".into();
+    json["buffers"] = serde_json::json!([]);
     write(socket, &json, &[]).await
 }
 

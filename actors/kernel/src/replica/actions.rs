@@ -1,6 +1,6 @@
 //! Carries out what the local machine wants.
 
-use callboard_policy::terms::{Action, Entry, Input, PendingCell};
+use callboard_policy::terms::{Action, Entry, Input, PendingCell, PythonPhase};
 use callboard_protocol::{
     Fault, Seq, Term,
     jupyter::JupyterMessage,
@@ -10,7 +10,7 @@ use callboard_protocol::{
 use super::{Internal, ReplicaState, tell};
 use crate::{
     aborted,
-    python::{PythonConfig, PythonEvent, PythonProcess},
+    python::{PythonEvent, SessionConfig, Taken},
     running_cell::{PlacedOutput, RunningCell},
     state::{self, Packer},
 };
@@ -24,7 +24,7 @@ impl ReplicaState {
             Action::Propose(entry) => self.propose(entry),
             Action::Answer { msg_id, answer } => self.answer_request(&msg_id, answer),
             Action::StartPython => self.launch_python_later(),
-            Action::KillPython => self.kill_python(),
+            Action::KillPython | Action::ReleasePython => self.kill_python(),
             Action::Restore(term) => self.restore(term),
             Action::Run { term, cell } => self.run(term, cell),
             Action::PublishEnded(end) => self.publish_ended(&end),
@@ -55,17 +55,20 @@ impl ReplicaState {
     }
 
     pub(super) fn launch_python(&mut self) {
+        // Its start may have been called off while a pause after a failure lasted.
+        if self.python.is_some() || self.executor.python() != PythonPhase::Starting {
+            return;
+        }
         self.python_life += 1;
         let life = self.python_life;
         let context = &self.args.context;
-        let config = PythonConfig {
-            directory: Some(context.files.of(&self.args.spec)),
-            packages: Some(context.files.packages_of(&self.args.spec)),
-            ..context.python.clone()
-        };
-        let (process, mut events) = PythonProcess::launch(config, &context.run_dir);
+        let Taken { process, mut events, hello } = context.python.take();
+        process.configure(SessionConfig::of(&context.files, &self.args.spec));
         self.python = Some(process);
         let me = self.me.clone();
+        if let Some(hello) = hello {
+            tell(&me, Internal::Python(life, Box::new(PythonEvent::Ready(hello))));
+        }
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 tell(&me, Internal::Python(life, Box::new(event)));
@@ -97,7 +100,7 @@ impl ReplicaState {
         let (group, context, me) = (self.group.clone(), self.args.context.clone(), self.me.clone());
         let (owner, peers) = (self.args.spec.owner.clone(), self.peers());
         self.tasks.push(tokio::spawn(async move {
-            let named = group.read(|machine| state::chunks_named(machine.log()));
+            let named = group.read(|machine| state::chunks_of_state(machine.log()).collect());
             let read = super::chunks::read_all(&context, &owner, &peers, &named).await;
             let result = read.and_then(|bytes| {
                 group.read(|machine| {
@@ -112,7 +115,7 @@ impl ReplicaState {
     }
 
     pub(super) fn restore_read(&mut self, term: Term, result: Result<super::ReadState, String>) {
-        if self.executor.python() != callboard_policy::terms::PythonPhase::Restoring(term) {
+        if self.executor.python() != PythonPhase::Restoring(term) {
             return;
         }
         if let Ok((groups, _)) = &result {

@@ -123,7 +123,12 @@ impl ChunkKeeper {
                 let named = group.read(|machine| state::chunks_named(machine.log()));
                 let ids: Vec<ChunkId> = named.into_iter().map(ChunkId::from).collect();
                 let missing = context.chunks.missing(&owner, &ids);
-                tell(&me, Internal::BaseReadable(missing.is_empty()));
+                // What only an earlier state or an output needs keeps nobody from taking over.
+                let of_state: Vec<ChunkId> = group.read(|machine| {
+                    state::chunks_of_state(machine.log()).map(ChunkId::from).collect()
+                });
+                let is_readable = context.chunks.missing(&owner, &of_state).is_empty();
+                tell(&me, Internal::BaseReadable(is_readable, missing.is_empty()));
                 if missing.is_empty() {
                     woken.notified().await;
                     continue;

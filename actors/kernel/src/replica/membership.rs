@@ -83,9 +83,16 @@ impl ReplicaState {
     pub(super) fn spec_changed(&mut self, spec: KernelSpec) {
         if spec.version >= self.args.spec.version {
             self.args.spec = spec;
+            self.tell_upkeep();
             self.nodes_changed();
             self.drive_membership();
         }
+    }
+
+    /// Tells the machine how the kernel is to be kept.
+    pub(super) fn tell_upkeep(&mut self) {
+        let upkeep = self.args.context.upkeep.of(&self.args.spec.options);
+        self.step(Input::Upkeep(upkeep));
     }
 
     /// Tells the machine which members cannot be counted on.
@@ -239,6 +246,7 @@ mod tests {
             version: 1,
             settings: Default::default(),
             needs: None,
+            options: Default::default(),
         }
     }
 

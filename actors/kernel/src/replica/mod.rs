@@ -7,12 +7,16 @@
 //! Talks to: its Raft group, the kernel's subjects on the bus, its Python process.
 
 mod actions;
+mod asleep;
 mod chunks;
+mod hibernating;
+mod life;
 mod membership;
 mod needs;
 mod python_events;
 mod queries;
 mod starting;
+mod undo;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,17 +24,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use callboard_policy::terms::{
-    Applied, Entry, Executor, Input, KernelLog, LoggedOutput, StateDelta,
+use callboard_policy::{
+    hibernation::{self, Hibernation},
+    terms::{Applied, Entry, Executor, Input, KernelLog, LoggedOutput, StateDelta},
 };
 use callboard_protocol::{
-    NodeId, Seq, Term, control::KernelSpec, environment::Environment, kernel::Level,
+    NodeId, ReplicaId, Seq, Term,
+    control::KernelSpec,
+    environment::Environment,
+    kernel::{Level, SleepOffer},
 };
 use callboard_replicated::{Applied as GroupEvent, Group, ProposeError};
 use callboard_transport::{Message, ReplyTo};
 use futures::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::task::JoinHandle;
+
+pub(crate) use hibernating::{VERB_OFFER, VERB_SLEEP};
+use life::Life;
+use starting::Tasks;
 
 use crate::{
     KernelMachine, ReplicaArgs,
@@ -83,8 +95,8 @@ pub enum Internal {
     Proposed(Option<String>, Result<Applied, ProposeError>),
     /// A finished cell's bytes are stored; it can go to the log.
     Stored(Term, Seq, Vec<LoggedOutput>, Box<StateDelta>),
-    /// Whether all chunks of the state can be read here.
-    BaseReadable(bool),
+    /// Whether all chunks of the state can be read here, and whether all that the log names can.
+    BaseReadable(bool, bool),
     /// The state of a term could be read and was handed to Python, or not.
     RestoreRead(Term, Result<ReadState, String>),
     /// The control plane knows what the session needs.
@@ -95,6 +107,21 @@ pub enum Internal {
     Membership,
     /// A change of the group's members is over.
     MembershipChanged,
+    /// A member said whether it may sleep.
+    SleepAnswered {
+        /// The question.
+        attempt: u64,
+        /// Who.
+        from: ReplicaId,
+        /// Whether it may.
+        agreed: bool,
+    },
+    /// A Raft message asks for this replica, which sleeps.
+    Called,
+    /// The time to park the kernel has come.
+    ParkDue,
+    /// The time to wake for a lost executor has come, unless it is back.
+    WakeDue,
     /// It is time to start Python again.
     StartPython,
     /// Entries have waited long enough for company.
@@ -134,45 +161,47 @@ pub struct ReplicaState {
     askers: HashMap<String, (Instant, Vec<ReplyTo>)>,
     traces: CellTraces,
     chunk_keeper: chunks::ChunkKeeper,
-    base_readable: bool,
+    chunks_complete: bool,
     needs: needs::Needs,
     changing_members: bool,
-    tasks: Vec<JoinHandle<()>>,
+    hibernation: Hibernation,
+    /// It sleeps after this message; whom it tells then.
+    sleep_due: Option<(SleepOffer, Vec<ReplicaId>)>,
+    /// Tasks of this waking.
+    tasks: Tasks,
+    /// Tasks that feed the mailbox, also in its sleep.
+    feeds: Tasks,
 }
 
 #[ractor::async_trait]
 impl Actor for Replica {
     type Msg = ReplicaMsg;
-    type State = ReplicaState;
+    type State = Life;
     type Arguments = ReplicaArgs;
 
     async fn pre_start(
         &self,
         me: ActorRef<ReplicaMsg>,
         args: ReplicaArgs,
-    ) -> Result<ReplicaState, ActorProcessingErr> {
-        Ok(ReplicaState::start(me, args).await?)
+    ) -> Result<Life, ActorProcessingErr> {
+        Ok(Life::start(me, args).await?)
     }
 
     async fn handle(
         &self,
         me: ActorRef<ReplicaMsg>,
         message: ReplicaMsg,
-        state: &mut ReplicaState,
+        life: &mut Life,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ReplicaMsg::SpecChanged(spec) => state.spec_changed(spec),
+            ReplicaMsg::SpecChanged(spec) => life.spec_changed(spec).await?,
             ReplicaMsg::Stop { purge, done } => {
-                state.stop(purge).await;
+                life.stop(purge).await;
                 let _ = done.send(());
                 me.stop(None);
             }
-            ReplicaMsg::KillPython => {
-                if let Some(python) = &state.python {
-                    python.kill();
-                }
-            }
-            ReplicaMsg::Internal(internal) => state.internal(internal),
+            ReplicaMsg::KillPython => life.kill_python(),
+            ReplicaMsg::Internal(internal) => life.take(internal).await?,
         }
         Ok(())
     }
@@ -180,9 +209,9 @@ impl Actor for Replica {
     async fn post_stop(
         &self,
         _me: ActorRef<ReplicaMsg>,
-        state: &mut ReplicaState,
+        life: &mut Life,
     ) -> Result<(), ActorProcessingErr> {
-        state.stop(false).await;
+        life.stop(false).await;
         Ok(())
     }
 }
@@ -191,16 +220,19 @@ impl ReplicaState {
     fn internal(&mut self, internal: Internal) {
         match internal {
             Internal::Bus(message) => self.asked(*message),
-            Internal::OwnBus(message) => self.answer_readiness(&message),
+            Internal::OwnBus(message) => self.own_bus(&message),
             Internal::Group(event) => self.group_event(event),
-            Internal::Python(life, event) if life == self.python_life => self.python_event(*event),
+            Internal::Python(life, event) if life == self.python_life => {
+                self.active();
+                self.python_event(*event);
+            }
             Internal::Python(..) => {}
             Internal::Proposed(msg_id, result) => self.proposed(msg_id, result),
             Internal::Stored(term, seq, outputs, delta) => {
                 self.step(Input::Finished { term, seq, outputs, delta: *delta });
             }
-            Internal::BaseReadable(readable) => {
-                self.base_readable = readable;
+            Internal::BaseReadable(readable, complete) => {
+                self.chunks_complete = complete;
                 self.step(Input::BaseReadable(readable));
             }
             Internal::RestoreRead(term, result) => self.restore_read(term, result),
@@ -212,6 +244,11 @@ impl ReplicaState {
                 self.changing_members = false;
                 self.membership_changed();
             }
+            Internal::SleepAnswered { attempt, from, agreed } => {
+                self.hibernate(hibernation::Input::Answered { attempt, from, agreed });
+            }
+            // It woke for this, or was awake already.
+            Internal::Called | Internal::WakeDue | Internal::ParkDue => {}
             Internal::StartPython => self.launch_python(),
             Internal::Flush => self.flush(),
             Internal::Tick => self.tick(),
@@ -220,7 +257,7 @@ impl ReplicaState {
 
     /// Lets the local machine see `input`, then carries out what it wants.
     fn step(&mut self, input: Input) {
-        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now_ms = self.now_ms();
         let executor = &mut self.executor;
         let actions = self.group.read(|machine| executor.step(machine.log(), input, now_ms));
         for action in actions {
@@ -228,11 +265,19 @@ impl ReplicaState {
         }
     }
 
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn read<R>(&self, look: impl FnOnce(&KernelLog) -> R) -> R {
         self.group.read(|machine| look(machine.log()))
     }
 
     fn asked(&mut self, message: Message) {
+        // A look at a kernel does not keep it awake.
+        if !requests::is_show(&message) {
+            self.active();
+        }
         match requests::parse(&message) {
             Ok(Asked::Cell(request)) => {
                 if let Some(reply_to) = message.reply_to {
@@ -251,6 +296,7 @@ impl ReplicaState {
             Ok(Asked::Interrupt(jupyter)) => self.interrupt(&message, &jupyter),
             Ok(Asked::Outputs) => self.answer_outputs(&message),
             Ok(Asked::Show) => self.answer_show(&message),
+            Ok(Asked::Undo) => self.undo_verb(&message),
             Err(fault) if self.group.is_leader() => {
                 self.refuse(&message, fault);
             }
@@ -261,7 +307,11 @@ impl ReplicaState {
     fn group_event(&mut self, event: GroupEvent<KernelMachine>) {
         match event {
             GroupEvent::Command { output, .. } => {
-                if matches!(output, Applied::Completed(_) | Applied::Emitted) {
+                self.active();
+                if matches!(
+                    output,
+                    Applied::Completed(_) | Applied::Emitted | Applied::Rewound { .. }
+                ) {
                     self.chunk_keeper.look();
                 }
                 self.step(Input::Applied(output));
@@ -270,7 +320,10 @@ impl ReplicaState {
                 self.chunk_keeper.look();
                 self.step(Input::Tick);
             }
-            GroupEvent::Membership { .. } => self.membership_changed(),
+            GroupEvent::Membership { .. } => {
+                self.active();
+                self.membership_changed();
+            }
         }
     }
 
@@ -346,7 +399,8 @@ impl ReplicaState {
         self.step(Input::Tick);
         self.drive_membership();
         self.report_needs();
-        self.tasks.retain(|task| !task.is_finished());
+        self.hibernate(hibernation::Input::Look);
+        self.tasks.tidy();
         self.askers.retain(|_, (since, _)| since.elapsed() < REQUEST_KEPT);
         let group = &self.group;
         self.traces.retain(|msg_id, age| {
@@ -358,9 +412,8 @@ impl ReplicaState {
     }
 
     async fn stop(&mut self, purge: bool) {
-        for task in self.tasks.drain(..) {
-            task.abort();
-        }
+        self.tasks.abort();
+        self.feeds.abort();
         self.set_cell(None);
         self.python = None;
         if purge {

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use callboard_policy::terms::{KernelLog, LoggedOutput, Part, PythonPhase};
+use callboard_policy::terms::{Input, KernelLog, LoggedOutput, Part, PythonPhase};
 use callboard_protocol::{
     Answer, Fault, FaultCode, Seq,
     control::NodeHealth,
     jupyter::JupyterMessage,
     kernel::{
-        Accepted, CellState, GetOutputs, KernelStatus, Output, Outputs, ReplicaRole, ReplicaStatus,
+        Accepted, CellState, GetOutputs, KernelPhase, KernelStatus, Output, Outputs, ReplicaRole,
+        ReplicaStatus,
     },
 };
 use callboard_transport::{Message, typed};
@@ -38,6 +39,7 @@ impl ReplicaState {
         } else {
             self.refuse_if_nobody_serves(message);
         }
+        self.step(Input::Wanted);
     }
 
     /// Interrupts the cell that runs, if it runs here.
@@ -60,16 +62,20 @@ impl ReplicaState {
         }
     }
 
-    fn answer_with<T: serde::Serialize>(&self, message: &Message, result: Result<T, Fault>) {
+    pub(super) fn answer_with<T: serde::Serialize>(
+        &self,
+        message: &Message,
+        result: Result<T, Fault>,
+    ) {
         if let Some(reply_to) = &message.reply_to {
             self.publisher.answer(reply_to, &Answer::from(result));
         }
     }
 
-    /// Says whether this member has every chunk of the state: the leader asks before it makes a
+    /// Says whether this member has every chunk the log names: the leader asks before it makes a
     /// learner a voter.
     pub(super) fn answer_readiness(&self, message: &Message) {
-        self.answer_with(message, Ok(self.base_readable));
+        self.answer_with(message, Ok(self.chunks_complete));
     }
 
     pub(super) fn refuse(&self, message: &Message, fault: Fault) {
@@ -120,7 +126,19 @@ impl ReplicaState {
         }
     }
 
-    fn status(&self) -> KernelStatus {
+    fn phase(&self, log: &KernelLog) -> KernelPhase {
+        if !log.pending().is_empty() {
+            KernelPhase::Running
+        } else if log.open_term().is_some() {
+            KernelPhase::Idle
+        } else if self.executor.is_resting(log) {
+            KernelPhase::Parked
+        } else {
+            KernelPhase::Starting
+        }
+    }
+
+    pub(super) fn status(&self) -> KernelStatus {
         let metrics = self.group.metrics().borrow().clone();
         let nodes = self.args.context.nodes.borrow().clone();
         let executor = self.read(|log| log.open_term().map(|open| open.replica));
@@ -172,6 +190,7 @@ impl ReplicaState {
                 .map(Part::length)
                 .sum(),
             last_loss: log.last_loss().map(str::to_owned),
+            phase: self.phase(log),
         })
     }
 }

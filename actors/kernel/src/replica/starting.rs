@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use callboard_policy::terms::{Executor, Identity};
+use callboard_policy::{
+    hibernation::Hibernation,
+    terms::{Executor, Identity},
+};
 use callboard_protocol::{
     ActorKind, GroupId, Incarnation, NodeId, ReplicaId, Seq, SubjectPattern,
     control::{KernelSpec, Standing},
@@ -23,7 +26,7 @@ use tokio::{
 use super::{Internal, ReplicaMsg, ReplicaState, chunks, tell};
 use crate::{
     KernelMachine, ReplicaArgs, cell_traces::CellTraces, publisher::Publisher,
-    running_cell::OutputNumbers,
+    python::PythonProcess, running_cell::OutputNumbers,
 };
 
 /// How often time-driven decisions are looked at again.
@@ -35,16 +38,53 @@ const UNSEEN_END: &str = "its process ended and was started again";
 /// Bits of an incarnation that count the replica's lives within one life of its node.
 const LIVES_BITS: u32 = 24;
 
-impl ReplicaState {
-    pub(super) async fn start(me: ActorRef<ReplicaMsg>, args: ReplicaArgs) -> anyhow::Result<Self> {
+/// Tasks that end with whoever holds them.
+#[derive(Debug, Default)]
+pub(super) struct Tasks(Vec<JoinHandle<()>>);
+
+impl Tasks {
+    pub(super) fn push(&mut self, task: JoinHandle<()>) {
+        self.0.push(task);
+    }
+
+    /// Forgets those that have ended.
+    pub(super) fn tidy(&mut self) {
+        self.0.retain(|task| !task.is_finished());
+    }
+
+    pub(super) fn abort(&mut self) {
+        self.0.drain(..).for_each(|task| task.abort());
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+/// What a replica holds awake and asleep.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) args: ReplicaArgs,
+    pub(super) me: ActorRef<ReplicaMsg>,
+    pub(super) executor: Executor,
+    pub(super) started: Instant,
+    pub(super) publisher: Publisher,
+    pub(super) python: Option<PythonProcess>,
+    pub(super) python_life: u64,
+    pub(super) numbers: OutputNumbers,
+    pub(super) feeds: Tasks,
+}
+
+impl Kept {
+    /// Begins a life of the replica: subscribes, and knows nothing of the group yet.
+    pub(super) async fn subscribe(
+        me: ActorRef<ReplicaMsg>,
+        args: ReplicaArgs,
+    ) -> anyhow::Result<Self> {
         let context = &args.context;
         let kernel = args.spec.kernel;
-        let options = GroupOptions {
-            found: founders(&args.spec, args.replica),
-            ..GroupOptions::new(KernelMachine::default())
-        };
-        let (group, events) =
-            context.replicator.open_group(GroupId::from(kernel), args.replica, options).await?;
         let subscribe = async |kind, id| {
             let cluster = context.cluster.clone();
             context.lanes.control.subscribe(&SubjectPattern::Verbs { cluster, kind, id }).await
@@ -52,16 +92,12 @@ impl ReplicaState {
         let of_kernel = subscribe(ActorKind::Kernel, kernel.to_string()).await?;
         let own_id = format!("{kernel}-{}", args.replica);
         let of_replica = subscribe(ActorKind::Replica, own_id).await?;
+        let mut feeds = Tasks::default();
+        feeds.push(feed_bus(&me, of_kernel, Internal::Bus));
+        feeds.push(feed_bus(&me, of_replica, Internal::OwnBus));
+        feeds.push(feed_changes(&me, context.nodes.clone(), || Internal::Nodes));
         let life = context.stats.replica_lives.fetch_add(1, Ordering::Relaxed);
         let incarnation = Incarnation((context.incarnation.0 << LIVES_BITS) + life);
-        let tasks = vec![
-            feed_group(&me, events),
-            feed_bus(&me, of_kernel, Internal::Bus),
-            feed_bus(&me, of_replica, Internal::OwnBus),
-            feed_changes(&me, context.nodes.clone(), || Internal::Nodes),
-            feed_changes(&me, group.leader(), || Internal::Membership),
-            feed_ticks(&me),
-        ];
         let previous_end = context.previous_end.as_deref().unwrap_or(UNSEEN_END);
         let executor = Executor::new(Identity { replica: args.replica, incarnation })
             .after(format!("executor lost on {}: {previous_end}", context.node));
@@ -71,46 +107,85 @@ impl ReplicaState {
             kernel,
             args.spec.owner.clone(),
         );
-        let chunk_keeper = chunks::ChunkKeeper::start(&args, group.clone(), me.clone());
-        let mut state = Self::new(args, me, group, executor, publisher, chunk_keeper, tasks);
-        state.nodes_changed();
-        state.membership_changed();
-        Ok(state)
-    }
-
-    fn new(
-        args: ReplicaArgs,
-        me: ActorRef<ReplicaMsg>,
-        group: Group<KernelMachine>,
-        executor: Executor,
-        publisher: Publisher,
-        chunk_keeper: chunks::ChunkKeeper,
-        tasks: Vec<JoinHandle<()>>,
-    ) -> Self {
-        Self {
+        Ok(Self {
             args,
             me,
-            group,
             executor,
             started: Instant::now(),
             publisher,
             python: None,
             python_life: 0,
+            numbers: OutputNumbers::default(),
+            feeds,
+        })
+    }
+}
+
+impl ReplicaState {
+    pub(super) async fn start(me: ActorRef<ReplicaMsg>, args: ReplicaArgs) -> anyhow::Result<Self> {
+        let options = GroupOptions {
+            found: founders(&args.spec, args.replica),
+            ..GroupOptions::new(KernelMachine::default())
+        };
+        let group = GroupId::from(args.spec.kernel);
+        let replicator = args.context.replicator.clone();
+        let (group, events) = replicator.open_group(group, args.replica, options).await?;
+        Ok(Self::awake(Kept::subscribe(me, args).await?, group, events))
+    }
+
+    /// A replica whose group was just opened.
+    pub(super) fn awake(
+        kept: Kept,
+        group: Group<KernelMachine>,
+        events: mpsc::UnboundedReceiver<GroupEvent<KernelMachine>>,
+    ) -> Self {
+        let Kept { args, me, executor, started, publisher, python, .. } = kept;
+        let Kept { python_life, numbers, feeds, .. } = kept;
+        let mut tasks = Tasks::default();
+        tasks.push(feed_group(&me, events));
+        tasks.push(feed_changes(&me, group.leader(), || Internal::Membership));
+        tasks.push(feed_ticks(&me));
+        let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut state = Self {
+            chunk_keeper: chunks::ChunkKeeper::start(&args, group.clone(), me.clone()),
+            hibernation: Hibernation::new(args.context.hibernation, args.replica, now_ms),
+            args,
+            me,
+            group,
+            executor,
+            started,
+            publisher,
+            python,
+            python_life,
             python_failures: 0,
             cell: None,
-            numbers: OutputNumbers::default(),
+            numbers,
             held_replies: BTreeMap::new(),
             abort_through: Seq::default(),
             lingering: Vec::new(),
             spreading: None,
             askers: HashMap::new(),
             traces: CellTraces::default(),
-            chunk_keeper,
-            base_readable: false,
+            chunks_complete: false,
             needs: super::needs::Needs::default(),
             changing_members: false,
+            sleep_due: None,
             tasks,
-        }
+            feeds,
+        };
+        state.tell_upkeep();
+        state.nodes_changed();
+        state.membership_changed();
+        state
+    }
+
+    /// What it holds in its sleep, and the group that is closed for it. Its tasks end.
+    pub(super) fn part(self) -> (Kept, Group<KernelMachine>) {
+        let Self { args, me, executor, started, publisher, python, group, .. } = self;
+        let Self { python_life, numbers, feeds, .. } = self;
+        let kept =
+            Kept { args, me, executor, started, publisher, python, python_life, numbers, feeds };
+        (kept, group)
     }
 }
 

@@ -31,6 +31,7 @@ fn kernel(number: u128, standings: &[(usize, Standing)]) -> KernelSpec {
         version: 5,
         settings: Default::default(),
         needs: None,
+        options: Default::default(),
     }
 }
 

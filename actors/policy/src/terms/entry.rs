@@ -7,6 +7,8 @@ use callboard_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::history::{RewindTo, UndoRefusal};
+
 /// blake3 of a chunk's bytes, or of a request's content.
 pub type Hash = [u8; 32];
 
@@ -142,6 +144,34 @@ pub enum Entry {
         /// What happened, for people.
         cause: String,
     },
+    /// The executor has nothing to do and gives its term up in order; nobody takes over until
+    /// there is a cell. Valid only while no cell waits.
+    Park {
+        /// Its term.
+        term: Term,
+    },
+    /// An earlier state becomes the present one. Runs nothing; needs that no cell is pending.
+    Rewind {
+        /// Identity of the wish.
+        id: String,
+        /// The position it was decided on: it is void once the kernel has moved on, so that one
+        /// that is late or repeated does nothing.
+        at: u64,
+        /// Which state.
+        to: RewindTo,
+    },
+    /// The present state is kept under a name.
+    Checkpoint {
+        /// The name.
+        name: String,
+        /// The position it was decided on.
+        at: u64,
+    },
+    /// A name is forgotten.
+    DropCheckpoint {
+        /// The name.
+        name: String,
+    },
 }
 
 /// What became of an entry when it was applied. Every replica computes the same.
@@ -177,6 +207,19 @@ pub enum Applied {
         /// The interrupted cells.
         interrupted: Vec<callboard_protocol::kernel::CellEnd>,
     },
+    /// The term is closed in order: it had nothing to do.
+    Parked(Term),
     /// The entry came too late or was not valid; it changed nothing.
     Ignored,
+    /// The state is an earlier one now, and no term is open.
+    Rewound {
+        /// The term that was open and is closed in order, if one was.
+        closed: Option<Term>,
+        /// The cell whose state came back.
+        to: Seq,
+    },
+    /// The name is kept, or forgotten.
+    Kept,
+    /// What was asked for cannot be done; nothing was changed.
+    Declined(UndoRefusal),
 }

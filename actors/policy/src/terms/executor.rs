@@ -6,7 +6,9 @@
 
 mod cells;
 mod io;
+mod parking;
 mod requests;
+mod rest;
 mod tending;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,7 +19,7 @@ use super::{
     KernelLog,
     entry::{Applied, LoggedOutput, StateDelta},
 };
-pub use io::{Action, Identity, Input, PythonPhase, Request};
+pub use io::{Action, Identity, Input, PythonPhase, Request, Upkeep};
 
 /// A request the executor did not order within this time is ordered by the leader.
 const ACCEPT_GRACE_MS: u64 = 300;
@@ -26,6 +28,11 @@ const TAKEOVER_STAGGER_MS: u64 = 60;
 /// The same before the first term: nobody waits for lost state, and an executor that also leads
 /// saves every cell a hop.
 const FIRST_TAKEOVER_STAGGER_MS: u64 = 500;
+/// Replicas that do not lead and have no Python process leave the leader this much time, times
+/// their rank, before they start one: enough to start one, so that as a rule only one is started.
+const START_STAGGER_MS: u64 = 400;
+/// The same before the first term: a group that is being founded has no leader for a while.
+const FIRST_START_STAGGER_MS: u64 = 2_000;
 /// A proposal nothing was heard of is made again; applying it twice changes nothing.
 const REPROPOSE_MS: u64 = 1_000;
 /// A request nobody ordered is forgotten; its sender resends.
@@ -54,6 +61,7 @@ enum Attempt {
     Abandon(Term),
     Start(Term, Seq),
     Complete(Term, Seq),
+    Park(Term),
 }
 
 /// One replica's local machine.
@@ -75,6 +83,9 @@ pub struct Executor {
     accepts: BTreeMap<String, u64>,
     tried: BTreeMap<Attempt, u64>,
     closed_since_ms: Option<u64>,
+    upkeep: Upkeep,
+    is_wanted: bool,
+    idle_since_ms: Option<u64>,
 }
 
 impl Executor {
@@ -98,6 +109,9 @@ impl Executor {
             accepts: BTreeMap::new(),
             tried: BTreeMap::new(),
             closed_since_ms: None,
+            upkeep: Upkeep::default(),
+            is_wanted: false,
+            idle_since_ms: None,
         }
     }
 
@@ -139,6 +153,8 @@ impl Executor {
             Input::Voters(voters) => self.voters = voters,
             Input::Suspects(suspects) => self.suspects = suspects,
             Input::BaseReadable(readable) => self.base_readable = readable,
+            Input::Upkeep(upkeep) => self.upkeep = upkeep,
+            Input::Wanted => self.wanted(log),
             Input::PythonWarm => {
                 if self.python == PythonPhase::Starting {
                     self.python = PythonPhase::Warm;
@@ -158,8 +174,9 @@ impl Executor {
         self.answer_ordered(log, &mut actions);
         self.propose_waiting(log, now_ms, &mut actions);
         self.tend_term(log, now_ms, &mut actions);
-        self.tend_python(log, &mut actions);
+        self.tend_python(log, now_ms, &mut actions);
         self.tend_cells(log, now_ms, &mut actions);
+        self.tend_parking(log, now_ms, &mut actions);
         actions
     }
 
@@ -217,7 +234,8 @@ impl Attempt {
             Self::Takeover(term)
             | Self::Abandon(term)
             | Self::Start(term, _)
-            | Self::Complete(term, _) => *term,
+            | Self::Complete(term, _)
+            | Self::Park(term) => *term,
         }
     }
 

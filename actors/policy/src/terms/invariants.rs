@@ -108,6 +108,17 @@ pub struct BaseRestored {
     pub due: Vec<usize>,
 }
 
+/// A rewind took effect.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RewindSeen {
+    /// Cells whose changes were in the committed state after it, in order.
+    pub given: Vec<usize>,
+    /// Those that were in it at the place that was asked for.
+    pub due: Vec<usize>,
+    /// Whether a cell was pending.
+    pub had_pending: bool,
+}
+
 /// What was seen of a kernel. Cells go by their index in `cells`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Facts {
@@ -115,6 +126,10 @@ pub struct Facts {
     pub cells: Vec<CellFacts>,
     /// Cells whose changes are in the committed state, in the order they were made.
     pub state: Vec<usize>,
+    /// Completed cells whose changes somebody asked to take back, and got taken back.
+    pub undone: Vec<usize>,
+    /// Rewinds: all, or those since the last look.
+    pub rewinds: Vec<RewindSeen>,
     /// Openings of terms: all, or those since the last look.
     pub openings: Vec<TermOpened>,
     /// Restored bases: all, or those since the last look.
@@ -122,6 +137,12 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Whether a completed cell's changes are in the committed state, or were taken back by a
+    /// rewind: one of the two.
+    fn is_accounted_for(&self, cell: usize) -> bool {
+        self.state.contains(&cell) != self.undone.contains(&cell)
+    }
+
     fn durable(&self) -> impl Iterator<Item = &CellFacts> {
         self.cells.iter().filter(|cell| cell.level == Level::Durable)
     }
@@ -152,14 +173,15 @@ pub const AT_MOST_ONCE: Invariant = Invariant {
 pub const ACK_DURABLE: Invariant = Invariant {
     id: "ACK_DURABLE",
     statement: "a durable cell anyone was told completed is completed in the committed log, and \
-                its changes are in the committed state",
+                its changes are in the committed state, unless a rewind that was asked for took \
+                them back",
     why: "durable means that no crash of a minority takes the result back",
     holds: |facts| {
         facts.cells.iter().enumerate().all(|(index, cell)| {
             let was_told = cell.told.iter().any(|told| told.ending == Ending::Completed);
             cell.level == Level::Received
                 || !was_told
-                || (cell.ended_as(Ending::Completed) && facts.state.contains(&index))
+                || (cell.ended_as(Ending::Completed) && facts.is_accounted_for(index))
         })
     },
 };
@@ -252,17 +274,17 @@ pub const BASE: Invariant = Invariant {
 pub const ORDER: Invariant = Invariant {
     id: "ORDER",
     statement: "no two cells share a place, and the committed state holds the changes of exactly \
-                the completed cells, each once, in the order of their places",
+                the completed cells that no rewind took back, each once, in the order of their \
+                places",
     why: "a notebook's meaning is the order of its cells",
     holds: |facts| {
         let places: Vec<Seq> = facts.cells.iter().filter_map(|cell| cell.seq).collect();
         let distinct = places.iter().enumerate().all(|(index, seq)| !places[..index].contains(seq));
         let place = |index: &usize| facts.cells.get(*index).and_then(|cell| cell.seq);
         let ascending = facts.state.windows(2).all(|pair| place(&pair[0]) < place(&pair[1]));
-        let complete =
-            facts.cells.iter().enumerate().all(|(index, cell)| {
-                !cell.ended_as(Ending::Completed) || facts.state.contains(&index)
-            });
+        let complete = facts.cells.iter().enumerate().all(|(index, cell)| {
+            !cell.ended_as(Ending::Completed) || facts.is_accounted_for(index)
+        });
         distinct && ascending && complete
     },
 };
@@ -293,8 +315,18 @@ pub const NO_LOST_REQUEST: Invariant = Invariant {
     },
 };
 
+/// A rewind gives the state that was asked for.
+pub const REWIND: Invariant = Invariant {
+    id: "REWIND",
+    statement: "after a rewind the committed state is exactly the one at the place asked for, and \
+                no cell was pending",
+    why: "an undo that keeps half of what it should take back is worse than none, and a cell that \
+          waits was sent to the state its user saw",
+    holds: |facts| facts.rewinds.iter().all(|it| it.given == it.due && !it.had_pending),
+};
+
 /// All of them.
-pub const ALL: [&Invariant; 9] = [
+pub const ALL: [&Invariant; 10] = [
     &AT_MOST_ONCE,
     &ACK_DURABLE,
     &ONE_OUTCOME,
@@ -304,6 +336,7 @@ pub const ALL: [&Invariant; 9] = [
     &ORDER,
     &INTERRUPTED_HAS_NO_STATE,
     &NO_LOST_REQUEST,
+    &REWIND,
 ];
 
 /// The invariants that do not hold of what was seen.

@@ -12,7 +12,10 @@ use callboard_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Applied, Entry, Hash, LoggedOutput, StateDelta, StateGroup};
+use super::{
+    entry::{Applied, Entry, Hash, LoggedOutput, StateDelta, StateGroup},
+    history::{Ended, History, RewindTo, UndoRefusal, first_line},
+};
 
 /// Ended cells whose ids are remembered, so that a resent request is recognised.
 pub const DEDUPE_CELLS_MAX: usize = 10_000;
@@ -63,17 +66,21 @@ pub struct KernelLog {
     last_executor: Option<ReplicaId>,
     last_loss: Option<String>,
     accepted: Seq,
-    completed: Seq,
+    pub(super) completed: Seq,
     pending: VecDeque<PendingCell>,
     known: BTreeMap<String, Known>,
     ended_order: VecDeque<String>,
     forgotten: Seq,
-    manifest: BTreeMap<String, StateGroup>,
-    refused: Vec<Refused>,
-    execution_count: u64,
+    pub(super) manifest: BTreeMap<String, StateGroup>,
+    pub(super) refused: Vec<Refused>,
+    pub(super) execution_count: u64,
     outputs: VecDeque<LoggedOutput>,
     output_bytes: u64,
     outputs_dropped: Option<OutputCursor>,
+    #[serde(default)]
+    parked: bool,
+    #[serde(default)]
+    pub(super) history: History,
 }
 
 impl KernelLog {
@@ -92,6 +99,10 @@ impl KernelLog {
                 self.complete(term, seq, outputs, delta)
             }
             Entry::Abandon { term, cause } => self.abandon(term, cause),
+            Entry::Park { term } => self.park(term),
+            Entry::Rewind { id, at, to } => self.rewind(id, at, &to),
+            Entry::Checkpoint { name, at } => kept(self.keep(name, at)),
+            Entry::DropCheckpoint { name } => kept(self.drop_checkpoint(&name)),
         }
     }
 
@@ -139,6 +150,7 @@ impl KernelLog {
         self.open = Some(opening);
         self.last_term = opening.term;
         self.last_executor = Some(opening.replica);
+        self.parked = false;
         Applied::Opened(opening.term)
     }
 
@@ -177,6 +189,9 @@ impl KernelLog {
         }
         self.keep_outputs(outputs);
         let last_output = self.last_output_of(seq);
+        if let Some(ended) = self.head_ended() {
+            self.note_completed(ended, &delta);
+        }
         for (id, group) in delta.upsert {
             self.manifest.insert(id, group);
         }
@@ -206,6 +221,9 @@ impl KernelLog {
             }
             let last_output = self.last_output_of(seq);
             let outcome = CellOutcome::Interrupted { cause: cause.clone() };
+            if let Some(ended) = self.head_ended() {
+                self.note_interrupted(ended);
+            }
             interrupted.extend(self.end_head(term, outcome, last_output));
             if level == Level::Durable {
                 break;
@@ -213,6 +231,34 @@ impl KernelLog {
         }
         self.last_loss = Some(cause);
         Applied::Closed { term, replica: open.replica, interrupted }
+    }
+
+    fn park(&mut self, term: Term) -> Applied {
+        // A cell that waits may have been started on its acceptance.
+        if !self.is_open(term) || !self.pending.is_empty() {
+            return Applied::Ignored;
+        }
+        self.open = None;
+        self.parked = true;
+        Applied::Parked(term)
+    }
+
+    /// Makes an earlier state the present one and closes the term in order, so that the next
+    /// executor starts from that state. Places, terms and what was acknowledged only ever grow.
+    fn rewind(&mut self, id: String, at: u64, to: &RewindTo) -> Applied {
+        if let Some(first) = self.pending.front() {
+            return Applied::Declined(UndoRefusal::Busy { first: first.seq });
+        }
+        match self.go_back(id, at, to) {
+            Ok(to) => Applied::Rewound { closed: self.open.take().map(|open| open.term), to },
+            Err(refusal) => Applied::Declined(refusal),
+        }
+    }
+
+    /// What the history keeps of the first pending cell.
+    fn head_ended(&self) -> Option<Ended> {
+        let cell = self.pending.front()?;
+        Some(Ended { seq: cell.seq, first_line: first_line(&cell.request) })
     }
 
     fn end_head(
@@ -286,6 +332,12 @@ impl KernelLog {
         self.last_loss.as_deref()
     }
 
+    /// Whether the last term was closed for want of work.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        self.parked
+    }
+
     /// The last request with a place.
     #[must_use]
     pub fn accepted(&self) -> Seq {
@@ -343,6 +395,10 @@ impl KernelLog {
         let gap = self.outputs_dropped.is_some_and(|dropped| dropped > since);
         (self.outputs.iter().filter(move |output| output.place.cursor > since), gap)
     }
+}
+
+fn kept(result: Result<(), UndoRefusal>) -> Applied {
+    result.map_or_else(Applied::Declined, |()| Applied::Kept)
 }
 
 #[cfg(test)]

@@ -6,11 +6,16 @@
 
 mod entry;
 mod executor;
+mod history;
 pub mod invariants;
 mod log;
 
 pub use entry::{Applied, Entry, Hash, LoggedOutput, Part, StateDelta, StateGroup};
-pub use executor::{Action, Executor, Identity, Input, PythonPhase, Request};
+pub use executor::{Action, Executor, Identity, Input, PythonPhase, Request, Upkeep};
+pub use history::{
+    CHECKPOINTS_MAX, HISTORY_CHUNK_BYTES_MAX, HISTORY_INLINE_BYTES_MAX, HISTORY_STEPS_MAX, Moment,
+    RewindTo, UndoRefusal,
+};
 pub use log::{
     DEDUPE_CELLS_MAX, KernelLog, OUTPUT_BYTES_MAX, OpenTerm, PendingCell, QUEUE_DEPTH_MAX,
 };

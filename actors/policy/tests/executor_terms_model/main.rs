@@ -14,6 +14,7 @@ mod proposal;
 mod rules;
 mod world;
 
+use callboard_policy::terms::Upkeep;
 use callboard_protocol::kernel::Level::{Durable, Received};
 use stateright::{Checker, HasDiscoveries, Model};
 
@@ -21,17 +22,37 @@ use model::TermsModel;
 use rules::Rules;
 use world::Grain;
 
-fn model(rules: Rules, grain: Grain, faults: u8) -> TermsModel {
+/// Never parks; standbys have no Python process.
+const THIN: Upkeep = Upkeep {
+    hot_standbys: false,
+    starts_parked: false,
+    park_after_ms: None,
+    parks_with_refused: false,
+};
+/// Standbys have one.
+const HOT: Upkeep = Upkeep { hot_standbys: true, ..THIN };
+/// Parks whenever there is nothing to do.
+const PARKING: Upkeep = Upkeep { park_after_ms: Some(0), ..THIN };
+/// And rests before the first cell.
+const STARTS_PARKED: Upkeep = Upkeep { starts_parked: true, ..PARKING };
+
+fn model(rules: Rules, grain: Grain, faults: u8, upkeep: Upkeep) -> TermsModel {
     let levels =
         vec![[Durable, Durable], [Received, Received], [Received, Durable], [Durable, Received]];
-    TermsModel { rules, grain, faults, levels }
+    TermsModel { rules, grain, faults, upkeep, rewinds: 0, levels }
 }
 
 /// Visits every reachable state. Prints how many those are.
-fn check(grain: Grain, faults: u8) {
-    let checker = model(Rules::AsBuilt, grain, faults).checker().threads(2).spawn_dfs().join();
+fn check(grain: Grain, faults: u8, upkeep: Upkeep) {
+    check_rewinding(grain, faults, upkeep, 0);
+}
+
+/// The same with so many rewinds.
+fn check_rewinding(grain: Grain, faults: u8, upkeep: Upkeep, rewinds: u8) {
+    let model = TermsModel { rewinds, ..model(Rules::AsBuilt, grain, faults, upkeep) };
+    let checker = model.checker().threads(2).spawn_dfs().join();
     println!(
-        "{grain:?}, {faults} faults: {} states, {} moves, depth {}",
+        "{grain:?}, {faults} faults, {upkeep:?}, {rewinds} rewinds: {} states, {} moves, depth {}",
         checker.unique_state_count(),
         checker.state_count(),
         checker.max_depth()
@@ -41,22 +62,54 @@ fn check(grain: Grain, faults: u8) {
 
 #[test]
 fn terms_keep_every_invariant_for_3_replicas_2_cells_2_faults() {
-    check(Grain::Coarse, 2);
+    check(Grain::Coarse, 2, THIN);
+}
+
+#[test]
+fn hot_standbys_change_no_invariant() {
+    check(Grain::Coarse, 1, HOT);
 }
 
 #[test]
 fn a_fenced_executor_in_any_interleaving_breaks_no_invariant() {
-    check(Grain::Fine, 1);
+    check(Grain::Fine, 1, THIN);
+}
+
+#[test]
+fn a_kernel_that_is_parked_whenever_idle_keeps_every_invariant() {
+    check(Grain::Coarse, 1, PARKING);
+}
+
+#[test]
+fn a_kernel_that_starts_parked_keeps_every_invariant() {
+    check(Grain::Coarse, 1, STARTS_PARKED);
+}
+
+#[test]
+fn a_rewind_and_its_undoing_keep_every_invariant_under_a_fault() {
+    check_rewinding(Grain::Coarse, 1, THIN, 2);
+}
+
+#[test]
+fn a_fenced_executor_that_hears_late_of_a_rewind_breaks_no_invariant() {
+    check_rewinding(Grain::Fine, 1, THIN, 1);
 }
 
 #[test]
 #[ignore = "takes many minutes: the same with 2 faults in every interleaving"]
 fn terms_keep_every_invariant_in_every_interleaving_of_2_faults() {
-    check(Grain::Fine, 2);
+    check(Grain::Fine, 2, THIN);
+}
+
+#[test]
+#[ignore = "takes many minutes: parking with 2 faults, and in every interleaving of one"]
+fn parking_keeps_every_invariant_with_2_faults_and_in_every_interleaving_of_one() {
+    check(Grain::Coarse, 2, PARKING);
+    check(Grain::Fine, 1, PARKING);
 }
 
 fn counterexample(rules: Rules, invariant: &'static str) {
-    let checker = model(rules, Grain::Fine, 2)
+    let checker = model(rules, Grain::Fine, 2, THIN)
         .checker()
         .finish_when(HasDiscoveries::AnyOf([invariant].into()))
         .spawn_bfs()

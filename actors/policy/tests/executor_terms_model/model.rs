@@ -1,7 +1,7 @@
 //! The moves of the world, and what is asked of every state they lead to.
 
 use callboard_policy::terms::{
-    Input, PythonPhase,
+    Input, PythonPhase, Upkeep,
     invariants::{self, CellFacts, Ending},
 };
 use callboard_protocol::{Term, kernel::Level};
@@ -25,6 +25,8 @@ pub(crate) enum Move {
     BaseRestored(usize),
     /// The running cell ends.
     CellFinished(usize),
+    /// A user wants the state after so many steps back.
+    Rewind(u64),
     /// Fault: a replica's node dies, with its Python process, and starts again.
     Restart(usize),
     /// Fault: the Python process dies.
@@ -38,6 +40,8 @@ pub(crate) struct TermsModel {
     pub(crate) rules: Rules,
     pub(crate) grain: Grain,
     pub(crate) faults: u8,
+    pub(crate) upkeep: Upkeep,
+    pub(crate) rewinds: u8,
     pub(crate) levels: Vec<[Level; 2]>,
 }
 
@@ -62,6 +66,12 @@ impl TermsModel {
                 .chain(replica.running().is_some().then_some(Move::CellFinished(index)))
         });
         commits.chain(local).collect::<Vec<_>>().into_iter()
+    }
+
+    /// A rewind to any earlier state, wherever one could take effect at once or soon.
+    fn wishes(world: &World) -> impl Iterator<Item = Move> {
+        let is_due = world.rewinds_left > 0 && world.head().pending().is_empty();
+        (0..world.head().position()).filter(move |_| is_due).map(Move::Rewind)
     }
 
     fn faults(world: &World) -> Vec<Move> {
@@ -95,12 +105,17 @@ impl Model for TermsModel {
     type Action = Move;
 
     fn init_states(&self) -> Vec<World> {
-        let world = |levels: &[Level; 2]| World::new(self.rules, self.grain, *levels, self.faults);
+        let world = |levels: &[Level; 2]| {
+            let mut world = World::new(self, *levels);
+            world.rewinds_left = self.rewinds;
+            world
+        };
         self.levels.iter().map(world).collect()
     }
 
     fn actions(&self, world: &World, moves: &mut Vec<Move>) {
         moves.extend(Self::progress(world));
+        moves.extend(Self::wishes(world));
         moves.extend(Self::faults(world));
     }
 
@@ -115,6 +130,10 @@ impl Model for TermsModel {
             }
             Move::BaseRestored(index) => world.restored(index),
             Move::CellFinished(index) => world.finish(index),
+            Move::Rewind(to) => {
+                world.rewinds_left -= 1;
+                world.ask_for_rewind(to);
+            }
             Move::Restart(index) => {
                 world.faults_left -= 1;
                 world.restart(index);
@@ -145,10 +164,27 @@ impl Model for TermsModel {
                 world.facts.cells.iter().any(ends)
             }));
         }
+        if self.upkeep.park_after_ms.is_some() {
+            properties.push(Property::sometimes(PARKED_BETWEEN, |_, world: &World| {
+                let terms = [(Ending::Completed, Term(1)), (Ending::Completed, Term(2))];
+                let ended_in = |term| world.facts.cells.iter().any(|cell| cell.ends.contains(term));
+                terms.iter().all(ended_in)
+            }));
+        }
         if self.grain == Grain::Fine {
             properties.push(Property::sometimes(TWO_AT_ONCE, |_, world: &World| {
                 let running = |replica: &&Replica| replica.running().is_some();
                 world.replicas.iter().filter(running).count() == 2
+            }));
+        }
+        if self.rewinds > 0 {
+            properties.push(Property::sometimes(RUNS_ON_REWOUND, |_, world: &World| {
+                world.facts.state == [1] && world.facts.undone == [0]
+            }));
+        }
+        if self.rewinds > 1 {
+            properties.push(Property::sometimes(REDONE, |_, world: &World| {
+                world.facts.rewinds.iter().any(|it| it.given == [0, 1])
             }));
         }
         properties.push(Property::always("PROGRESS", |_, world| is_served_at_rest(world)));
@@ -157,6 +193,9 @@ impl Model for TermsModel {
 }
 
 const TWO_FAILOVERS: &str = "a cell completes after two failovers";
+const PARKED_BETWEEN: &str = "cells complete in two terms, one after the other";
+const RUNS_ON_REWOUND: &str = "a cell completes on a state that was rewound";
+const REDONE: &str = "a rewind is undone by another";
 const TWO_AT_ONCE: &str = "two executors run code at the same moment";
 
 macro_rules! always {
@@ -178,6 +217,7 @@ fn safety() -> Vec<Property<TermsModel>> {
         ORDER,
         INTERRUPTED_HAS_NO_STATE,
         NO_LOST_REQUEST,
+        REWIND,
     ];
     assert_eq!(properties.len(), invariants::ALL.len(), "every invariant is checked");
     properties
@@ -214,8 +254,8 @@ fn reachable() -> Vec<Property<TermsModel>> {
     ]
 }
 
-/// Where only a fault could still change anything, every cell has ended and a live executor waits
-/// for the next.
+/// Where only a fault could still change anything, every cell has ended, and a live executor waits
+/// for the next, or the kernel is parked.
 fn is_served_at_rest(world: &World) -> bool {
     let all_ended = || world.facts.cells.iter().all(|cell| !cell.ends.is_empty());
     let is_served = || {
@@ -227,5 +267,6 @@ fn is_served_at_rest(world: &World) -> bool {
             })
         })
     };
-    (all_ended() && is_served()) || TermsModel::progress(world).next().is_some()
+    (all_ended() && (is_served() || world.head().is_parked()))
+        || TermsModel::progress(world).next().is_some()
 }

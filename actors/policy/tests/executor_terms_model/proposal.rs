@@ -1,7 +1,7 @@
 //! Log entries in short: what the model keeps instead of whole [`Entry`] values.
 
 use bytes::Bytes;
-use callboard_policy::terms::{Entry, KernelLog, Part, StateDelta, StateGroup};
+use callboard_policy::terms::{Entry, KernelLog, Part, RewindTo, StateDelta, StateGroup};
 use callboard_protocol::{Incarnation, ReplicaId, Seq, Term, kernel::Level};
 
 /// The one variable of the session: the cells that changed it, in order.
@@ -21,6 +21,8 @@ pub(crate) enum Proposal {
     Start { term: Term, seq: Seq },
     Complete { term: Term, seq: Seq, changed_by: Vec<usize> },
     Abandon { term: Term },
+    Park { term: Term },
+    Rewind { at: u64, to: u64 },
 }
 
 impl Proposal {
@@ -42,7 +44,13 @@ impl Proposal {
                 changed_by: delta.upsert.iter().flat_map(|(_, group)| cells_in(group)).collect(),
             },
             Entry::Abandon { term, .. } => Self::Abandon { term: *term },
-            Entry::Emit { .. } => unreachable!("the executor's machine proposes no outputs"),
+            Entry::Park { term } => Self::Park { term: *term },
+            Entry::Emit { .. }
+            | Entry::Rewind { .. }
+            | Entry::Checkpoint { .. }
+            | Entry::DropCheckpoint { .. } => {
+                unreachable!("the executor's machine proposes no {entry:?}")
+            }
         }
     }
 
@@ -70,6 +78,12 @@ impl Proposal {
                 delta: delta(changed_by, *seq),
             },
             Self::Abandon { term } => Entry::Abandon { term: *term, cause: "lost".to_owned() },
+            Self::Park { term } => Entry::Park { term: *term },
+            Self::Rewind { at, to } => Entry::Rewind {
+                id: format!("from-{at}-to-{to}"),
+                at: *at,
+                to: RewindTo::Position(*to),
+            },
         }
     }
 
@@ -89,7 +103,8 @@ impl Proposal {
                 !is_open(term) || pending(seq).is_none_or(|cell| cell.grant == Some(*term))
             }
             Self::Complete { term, seq, .. } => !is_open(term) || pending(seq).is_none(),
-            Self::Abandon { term } => !is_open(term),
+            Self::Abandon { term } | Self::Park { term } => !is_open(term),
+            Self::Rewind { at, .. } => log.position() > *at,
         }
     }
 }

@@ -15,8 +15,10 @@ use std::{
 
 use bytes::Bytes;
 use callboard_policy::terms::{
-    Action, Applied, Entry, Executor, Identity, Input, KernelLog, PythonPhase, Request,
-    invariants::{BaseRestored, CellFacts, EndTold, Ending, Facts, StartSeen, TermOpened},
+    Action, Applied, Entry, Executor, Identity, Input, KernelLog, PythonPhase, Request, Upkeep,
+    invariants::{
+        BaseRestored, CellFacts, EndTold, Ending, Facts, RewindSeen, StartSeen, TermOpened,
+    },
 };
 use callboard_protocol::{
     Incarnation, ReplicaId, Seq, Term,
@@ -24,6 +26,7 @@ use callboard_protocol::{
 };
 
 use super::{
+    model::TermsModel,
     proposal::{MSG_IDS, Proposal, cell_of, delta, state_of},
     rules::Rules,
 };
@@ -76,6 +79,7 @@ impl Replica {
 pub(crate) struct World {
     rules: Rules,
     grain: Grain,
+    upkeep: Upkeep,
     /// Committed entries from the oldest one a replica may have to apply again.
     pub(crate) entries: Vec<Proposal>,
     /// The log before `entries` (at 0) and after each of them.
@@ -87,8 +91,12 @@ pub(crate) struct World {
     /// How many replicas ever executed: they do so in the order of their ids, since any run can
     /// be renamed to one in which they do.
     takers: u64,
+    /// Rewinds that users may still ask for.
+    pub(crate) rewinds_left: u8,
     /// The committed state at the opening of each term.
     due: Vec<Vec<usize>>,
+    /// The committed state after each step of the history, the start first.
+    states: Vec<Vec<usize>>,
     pub(crate) facts: Facts,
 }
 
@@ -100,7 +108,9 @@ impl PartialEq for World {
             && self.replicas == other.replicas
             && self.faults_left == other.faults_left
             && self.takers == other.takers
+            && self.rewinds_left == other.rewinds_left
             && self.due == other.due
+            && self.states == other.states
             && self.facts == other.facts
     }
 }
@@ -115,25 +125,30 @@ impl Hash for World {
         self.replicas.hash(hasher);
         self.faults_left.hash(hasher);
         self.takers.hash(hasher);
+        self.rewinds_left.hash(hasher);
         self.due.hash(hasher);
+        self.states.hash(hasher);
         self.facts.hash(hasher);
     }
 }
 
 impl World {
-    pub(crate) fn new(rules: Rules, grain: Grain, levels: [Level; 2], faults: u8) -> Self {
+    pub(crate) fn new(model: &TermsModel, levels: [Level; 2]) -> Self {
         let identity = |id| Identity { replica: ReplicaId(id), incarnation: Incarnation(1) };
         let mut world = Self {
-            rules,
-            grain,
+            rules: model.rules,
+            grain: model.grain,
+            upkeep: model.upkeep,
             entries: Vec::new(),
             logs: vec![Arc::default()],
             applied: Vec::new(),
             under_way: BTreeSet::new(),
             replicas: (1..=REPLICAS as u64).map(|id| Replica::new(identity(id))).collect(),
-            faults_left: faults,
+            faults_left: model.faults,
             takers: 0,
+            rewinds_left: 0,
             due: Vec::new(),
+            states: vec![Vec::new()],
             facts: Facts {
                 cells: levels.into_iter().map(CellFacts::new).collect(),
                 ..Facts::default()
@@ -172,7 +187,11 @@ impl World {
                 .pending()
                 .front()
                 .is_some_and(|cell| cell.seq == *seq && cell.grant == Some(*term)),
+            Proposal::Rewind { at, .. } => head.pending().is_empty() && *at == head.position(),
             Proposal::Start { .. } | Proposal::Abandon { .. } => true,
+            Proposal::Park { term } => {
+                head.open_term().is_some_and(|open| open.term == *term) && head.pending().is_empty()
+            }
         }
     }
 
@@ -189,10 +208,36 @@ impl World {
             self.takers = self.takers.max(log.last_executor().map_or(0, |replica| replica.0));
             self.due.push(self.facts.state.clone());
         }
+        if let (Applied::Rewound { .. }, Some(Proposal::Rewind { to, .. })) =
+            (&applied, self.entries.last())
+        {
+            self.facts.rewinds.push(RewindSeen {
+                given: state_of(&log),
+                due: self.states[*to as usize].clone(),
+                had_pending: !was.pending().is_empty(),
+            });
+            self.note_undone(*to as usize);
+        }
         self.observe(&log);
+        while (self.states.len() as u64) <= log.position() {
+            self.states.push(self.facts.state.clone());
+        }
         self.under_way.retain(|proposal| !proposal.is_spent(&log));
         self.logs.push(Arc::new(log));
         self.applied.push(Arc::new(applied));
+    }
+
+    /// What was there before a rewind and is not at its target was taken back.
+    fn note_undone(&mut self, to: usize) {
+        let due = &self.states[to];
+        let seen: BTreeSet<usize> =
+            self.facts.undone.iter().chain(&self.facts.state).copied().collect();
+        self.facts.undone = seen.into_iter().filter(|cell| !due.contains(cell)).collect();
+    }
+
+    /// A user wants an earlier state back.
+    pub(crate) fn ask_for_rewind(&mut self, to: u64) {
+        self.under_way.insert(Proposal::Rewind { at: self.head().position(), to });
     }
 
     fn observe(&mut self, log: &KernelLog) {
@@ -222,7 +267,10 @@ impl World {
     fn begin_life(&mut self, index: usize) {
         let voters = (1..=REPLICAS as u64).map(ReplicaId).collect();
         // Who leads changes at will: each replica does whatever a leader would, all the time.
-        for input in [Input::Leading(true), Input::Voters(voters), Input::BaseReadable(true)] {
+        let upkeep = Input::Upkeep(self.upkeep);
+        for input in
+            [upkeep, Input::Leading(true), Input::Voters(voters), Input::BaseReadable(true)]
+        {
             self.step(index, input, DUE_MS);
         }
         self.settle(index);
@@ -338,7 +386,7 @@ impl World {
                     self.tell(log, &end);
                 }
             }
-            Action::StartPython | Action::KillPython => {
+            Action::StartPython | Action::KillPython | Action::ReleasePython => {
                 self.replicas[index].python = Python::default();
             }
             Action::Restore(term) => {
@@ -395,5 +443,6 @@ impl World {
     pub(crate) fn begin_move(&mut self) {
         self.facts.openings.clear();
         self.facts.bases.clear();
+        self.facts.rewinds.clear();
     }
 }

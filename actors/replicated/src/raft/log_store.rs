@@ -34,6 +34,9 @@ pub(crate) struct LogStore {
     pub parallel_leader_fsync: bool,
     /// How far a durable snapshot covers the log.
     pub covered: watch::Receiver<Covered>,
+    /// Whether the group slept: then nobody led it when it was opened, and a leader's lease that
+    /// counts from the opening would only hold up the next one.
+    pub woken: bool,
     vote: Option<Vote>,
 }
 
@@ -57,7 +60,7 @@ impl LogStore {
         parallel_leader_fsync: bool,
         covered: watch::Receiver<Covered>,
     ) -> Self {
-        Self { wal, group, replica, parallel_leader_fsync, covered, vote: None }
+        Self { wal, group, replica, parallel_leader_fsync, covered, woken: false, vote: None }
     }
 
     /// Index of the last entry or purged entry.
@@ -90,6 +93,13 @@ impl LogStore {
             }
         });
         clamped.filter(|clamped| *clamped <= log_id)
+    }
+
+    /// The vote as it is recorded, and its term.
+    pub(crate) fn recorded_vote(&self) -> Option<(Bytes, u64)> {
+        let slot = self.wal.group(&self.group, |log| log.vote.clone())?;
+        let vote: Vote = decode(&slot.bytes).ok()?;
+        Some((slot.bytes, vote.leader_id.term))
     }
 
     fn is_leaders_append(&self, entries: &[Entry]) -> bool {
@@ -145,7 +155,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let slot = self.wal.group(&self.group, |log| log.vote.clone());
         let mut vote: Option<Vote> = slot.as_ref().map(decode_slot).transpose()?;
         if let Some(vote) = &mut vote
-            && vote.leader_id().voted_for() == Some(self.replica)
+            && (self.woken || vote.leader_id().voted_for() == Some(self.replica))
         {
             vote.committed = false;
         }

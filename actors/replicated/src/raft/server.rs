@@ -12,6 +12,7 @@ use openraft::{
     raft::{AppendEntriesRequest, InstallSnapshotRequest, VoteRequest},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{
     log_store::LogStore,
@@ -41,6 +42,95 @@ struct Senders {
     attempts: HashMap<ReplicaId, u64>,
 }
 
+/// One replica's Raft messages: those to come, and one that was taken out already.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub messages: Subscription,
+    pub first: Option<Message>,
+}
+
+impl Heard {
+    /// Takes the replica's messages in; they wait until somebody asks for them.
+    pub(crate) async fn subscribe(wire: &Wire) -> Result<Self, BusError> {
+        let pattern = SubjectPattern::RaftMember {
+            cluster: wire.cluster.clone(),
+            group: wire.group.clone(),
+            replica: wire.replica,
+        };
+        Ok(Self { messages: wire.bus.subscribe(&pattern).await?, first: None })
+    }
+
+    async fn next(&mut self) -> Option<Message> {
+        match self.first.take() {
+            Some(message) => Some(message),
+            None => self.messages.next().await,
+        }
+    }
+}
+
+/// A task that holds a replica's messages and hands them back when it is told to stop.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Option<Heard>>,
+}
+
+impl Listener {
+    /// Ends the task at once; its messages are lost.
+    pub(crate) fn abort(self) {
+        self.task.abort();
+    }
+
+    /// Ends the task and takes its messages; `None` if the bus is closed.
+    pub(crate) async fn take(self) -> Option<Heard> {
+        let _ended = self.stop.send(());
+        self.task.await.ok().flatten()
+    }
+
+    /// Waits for a message that `is_call` says yes to, tells `called`, and holds it for whoever
+    /// takes the messages. Others are dropped.
+    pub(crate) fn doze(
+        mut heard: Heard,
+        is_call: impl Fn(&Message) -> bool + Send + 'static,
+        called: impl FnOnce() + Send + 'static,
+    ) -> Self {
+        let (stop, mut stopped) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            loop {
+                let message = tokio::select! {
+                    biased;
+                    _ = &mut stopped => return Some(heard),
+                    message = heard.next() => message?,
+                };
+                if is_call(&message) {
+                    heard.first = Some(message);
+                    called();
+                    let _dropped = stopped.await;
+                    return Some(heard);
+                }
+            }
+        });
+        Self { stop, task }
+    }
+}
+
+/// Whether a Raft message asks for a replica that fell asleep in `term`, at its end of the log and
+/// with every member. What was sent in that term or an earlier one is late: its sender stopped too.
+pub(crate) fn is_call(message: &Message, term: u64) -> bool {
+    let bytes = &message.payload;
+    let newest = match message.subject.last() {
+        RPC_APPEND => decode::<Signed<AppendEntriesRequest<TypeConfig>>>(bytes)
+            .map(|signed| signed.body.vote.leader_id.term),
+        RPC_VOTE => decode::<Signed<VoteRequest<u64>>>(bytes).map(|it| it.body.vote.leader_id.term),
+        RPC_SNAPSHOT => {
+            decode::<Signed<SnapshotPiece>>(bytes).map(|it| it.body.vote.leader_id.term)
+        }
+        RPC_PROPOSE => return true,
+        _ => return false,
+    };
+    newest.is_ok_and(|newest| newest > term)
+}
+
 /// Answers one replica's Raft messages.
 #[derive(Clone)]
 pub(crate) struct Server {
@@ -55,25 +145,19 @@ impl Server {
         Self { raft, log, wire, senders: Arc::default() }
     }
 
-    /// Subscribes; messages wait until [`Server::run`].
-    pub(crate) async fn subscribe(wire: &Wire) -> Result<Subscription, BusError> {
-        let pattern = SubjectPattern::RaftMember {
-            cluster: wire.cluster.clone(),
-            group: wire.group.clone(),
-            replica: wire.replica,
-        };
-        wire.bus.subscribe(&pattern).await
+    /// Answers until the bus closes or somebody takes the messages away.
+    pub(crate) fn serve(self, heard: Heard) -> Listener {
+        let (stop, stopped) = oneshot::channel();
+        Listener { stop, task: tokio::spawn(self.run(heard, stopped)) }
     }
 
-    /// Answers until the bus closes or the task is aborted.
-    pub(crate) async fn run(self, mut subscription: Subscription) {
+    async fn run(self, mut heard: Heard, mut stopped: oneshot::Receiver<()>) -> Option<Heard> {
         let mut running = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
-                message = subscription.next() => {
-                    let Some(message) = message else { return };
-                    self.dispatch(message, &mut running).await;
-                }
+                biased;
+                _ = &mut stopped => return Some(heard),
+                message = heard.next() => self.dispatch(message?, &mut running).await,
                 Some(_) = running.join_next() => {}
             }
         }

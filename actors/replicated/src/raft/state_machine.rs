@@ -10,7 +10,7 @@ use std::{
 use futures::future::BoxFuture;
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError,
-    storage::RaftStateMachine,
+    storage::{RaftLogStorage as _, RaftStateMachine},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -126,6 +126,26 @@ impl<M: Machine> Replica<M> {
 
     pub(crate) fn read<T>(&self, look: impl FnOnce(&M) -> T) -> T {
         look(&self.lock().machine)
+    }
+
+    /// The log it is applied from.
+    pub(crate) fn log(&self) -> &LogStore {
+        &self.log
+    }
+
+    /// The last entry that was applied.
+    pub(crate) fn last_applied(&self) -> Option<LogId> {
+        self.lock().last_applied
+    }
+
+    /// Snapshots the machine as it is and purges the whole log: for a replica whose Raft has
+    /// stopped with everything applied.
+    pub(crate) async fn condense(&self) -> Result<(), StorageError> {
+        let Some(last) = self.last_applied() else { return Ok(()) };
+        if self.covered.borrow().upto < Some(last.index) {
+            SnapshotBuilder { replica: self.clone(), captured: None }.build_snapshot().await?;
+        }
+        self.log.clone().purge(last).await
     }
 
     /// Wakes when enough bytes were applied for a snapshot.

@@ -8,9 +8,12 @@
 //! A write or sync that fails is final: the kernel may have dropped the pages, so a later sync
 //! that succeeds would prove nothing. All tickets from then on fail and the process must restart.
 
+mod note;
 mod record;
 mod recover;
 mod state;
+#[cfg(test)]
+mod tail_tests;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -39,9 +42,17 @@ pub struct WalOptions {
     pub garbage_bytes_min: u64,
 }
 
+impl WalOptions {
+    /// Segments of this many bytes, freed once there are more than four.
+    #[must_use]
+    pub fn of_segments(segment_bytes: u64) -> Self {
+        Self { segment_bytes, garbage_bytes_min: segment_bytes.saturating_mul(4) }
+    }
+}
+
 impl Default for WalOptions {
     fn default() -> Self {
-        Self { segment_bytes: 16 << 20, garbage_bytes_min: 64 << 20 }
+        Self::of_segments(16 << 20)
     }
 }
 
@@ -57,6 +68,17 @@ pub enum WalError {
         path: String,
         /// What the disk said.
         source: io::Error,
+    },
+    /// A later version of the program wrote it.
+    #[error(
+        "the write-ahead log file {path} has format {version}, which a newer callboard wrote: start \
+         this node with that version; nothing was changed"
+    )]
+    Newer {
+        /// Which file.
+        path: String,
+        /// Its format.
+        version: u8,
     },
 }
 
@@ -122,7 +144,7 @@ impl Shared {
             inner.wanted = end;
         }
         match record {
-            Record::Mark => {}
+            Record::Mark | Record::Judged => {}
             Record::Erase => drop(inner.groups.remove(group)),
             record => inner.groups.entry(group.clone()).or_default().apply(record, begin, end),
         }
@@ -176,7 +198,22 @@ impl Wal {
             progress,
         });
         writer::start(Arc::clone(&shared), disk, options, tail)?;
-        Ok((Self { shared }, recovered))
+        let wal = Self { shared };
+        if !recovered.is_judged {
+            wal.judge(&recovered);
+        }
+        Ok((wal, recovered))
+    }
+
+    /// Writes down which groups the damage touches, before any other record: the next opening
+    /// could not tell a group that is founded after it from one that lost its beginning in it.
+    fn judge(&self, recovered: &Recovered) {
+        for group in &recovered.corrupt_groups {
+            let _ordered = self.append(group, [Record::Damaged]);
+        }
+        if let Ok(group) = GroupId::new(writer::MARK_GROUP) {
+            let _ordered = self.append(&group, [Record::Judged]);
+        }
     }
 
     /// Appends records of one group, in order. They are visible to [`Wal::group`] at once.

@@ -10,6 +10,9 @@
 //! magic u32 | version u8 | kind u8 | group length u8 | 0 | payload length u32 |
 //! payload crc32c u32 | position u64 | synced u64 | header crc32c u32 | group | payload
 //! ```
+//! A segment's header carries the version of all that stands in it; a record's says it once more. A
+//! newer program begins a new segment. What is newer than this program is never judged by it.
+//!
 //! Integers are little endian; the header's checksum covers the 32 bytes before it and the group.
 
 use bytes::Bytes;
@@ -24,7 +27,7 @@ const MAGIC: u32 = 0x4c57_4243;
 const FIXED_LENGTH: usize = 36;
 /// Length of a segment's header in bytes.
 pub const SEGMENT_HEADER_LENGTH: usize = 24;
-const SEGMENT_MAGIC: [u8; 8] = *b"CBWALSG\x01";
+const SEGMENT_MAGIC: [u8; 7] = *b"CBWALSG";
 /// Largest payload in bytes; a length beyond it is damage.
 pub const PAYLOAD_LENGTH_MAX: usize = 64 << 20;
 
@@ -65,12 +68,17 @@ pub enum Record {
     },
     /// Changes nothing; carries the synced position.
     Mark,
+    /// The group lost records; until it is erased nothing here may be trusted.
+    Damaged,
+    /// Changes nothing. Whatever is damaged before this was judged: each group that may have lost
+    /// something has a [`Record::Damaged`] before this.
+    Judged,
 }
 
 impl Record {
     /// Whether an answer to anyone may depend on the record being durable.
     pub(crate) fn is_promise(&self) -> bool {
-        !matches!(self, Self::Committed(_) | Self::Purge { .. } | Self::Mark)
+        !matches!(self, Self::Committed(_) | Self::Purge { .. } | Self::Mark | Self::Judged)
     }
 
     fn kind(&self) -> u8 {
@@ -83,6 +91,8 @@ impl Record {
             Self::Erase => 6,
             Self::Copy { .. } => 7,
             Self::Mark => 8,
+            Self::Damaged => 9,
+            Self::Judged => 10,
         }
     }
 
@@ -91,7 +101,12 @@ impl Record {
             Self::Entry { index, .. } | Self::Copy { index, .. } => Some(*index),
             Self::Truncate { from } => Some(*from),
             Self::Purge { upto, .. } => Some(*upto),
-            Self::Vote(_) | Self::Committed(_) | Self::Erase | Self::Mark => None,
+            Self::Vote(_)
+            | Self::Committed(_)
+            | Self::Erase
+            | Self::Mark
+            | Self::Damaged
+            | Self::Judged => None,
         }
     }
 
@@ -102,7 +117,7 @@ impl Record {
             | Self::Entry { bytes, .. }
             | Self::Copy { bytes, .. }
             | Self::Purge { bytes, .. } => bytes,
-            Self::Truncate { .. } | Self::Erase | Self::Mark => &[],
+            Self::Truncate { .. } | Self::Erase | Self::Mark | Self::Damaged | Self::Judged => &[],
         }
     }
 
@@ -120,6 +135,8 @@ impl Record {
             6 => Self::Erase,
             7 => numbered().map(|(index, bytes)| Self::Copy { index, bytes })?,
             8 => Self::Mark,
+            9 => Self::Damaged,
+            10 => Self::Judged,
             _ => return None,
         })
     }
@@ -177,6 +194,8 @@ pub(super) enum Parsed {
         /// Up to where the log was synced when it was written.
         synced: Lsn,
     },
+    /// A good header of this later version.
+    Newer(u8),
     /// No header.
     Bad,
 }
@@ -212,6 +231,9 @@ pub(super) fn parse(bytes: &[u8], lsn: Lsn) -> Parsed {
     let Some((group, payload_length, synced)) = header(bytes, lsn) else {
         return Parsed::Bad;
     };
+    if let Some(version) = bytes.get(4).filter(|version| **version > VERSION) {
+        return Parsed::Newer(*version);
+    }
     let start = FIXED_LENGTH + group.as_str().len();
     let length = start + payload_length;
     let record = bytes
@@ -228,11 +250,19 @@ pub(super) fn parse(bytes: &[u8], lsn: Lsn) -> Parsed {
 /// The header of the segment that begins at `base`.
 pub(super) fn segment_header(base: Lsn) -> [u8; SEGMENT_HEADER_LENGTH] {
     let mut header = [0; SEGMENT_HEADER_LENGTH];
-    header[..8].copy_from_slice(&SEGMENT_MAGIC);
+    header[..7].copy_from_slice(&SEGMENT_MAGIC);
+    header[7] = VERSION;
     header[8..16].copy_from_slice(&base.to_le_bytes());
     let crc = crc32c::crc32c(&header[..20]);
     header[20..].copy_from_slice(&crc.to_le_bytes());
     header
+}
+
+/// The version in a whole header of a segment that a later version wrote.
+pub(super) fn newer_segment(bytes: &[u8]) -> Option<u8> {
+    let is_whole = u32_at(bytes, 20)? == crc32c::crc32c(bytes.get(..20)?);
+    let version = *bytes.get(7)?;
+    (is_whole && bytes[..7] == SEGMENT_MAGIC && version > VERSION).then_some(version)
 }
 
 /// The name of the segment that begins at `base`.

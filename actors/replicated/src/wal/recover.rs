@@ -1,12 +1,16 @@
 //! Reading the log back: what is whole is replayed, a tail that was never promised is cut, and
 //! damage to promised bytes is laid at the door of the groups it touches.
+//!
+//! What was promised is known from three places: every record says up to where the log was synced
+//! when it was written, a new segment is made once the last is synced, and the [note](super::note)
+//! knows of the very last sync.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use callboard_protocol::GroupId;
 
 use super::{
-    WalError,
+    WalError, note,
     record::{self, Lsn, Parsed, Record, SEGMENT_HEADER_LENGTH},
     state::GroupLog,
 };
@@ -24,6 +28,8 @@ pub struct Recovered {
     pub corrupt_groups: BTreeSet<GroupId>,
     /// Bytes of a torn tail that were cut off.
     pub cut_bytes: u64,
+    /// Whether the log says of all its damage already which groups it touches.
+    pub(super) is_judged: bool,
 }
 
 /// Where appending goes on.
@@ -33,6 +39,10 @@ pub(super) struct Tail {
     pub bases: Vec<Lsn>,
     /// Position after the last record.
     pub end: Lsn,
+    /// The last bytes before it, of which it is not known that they were synced.
+    pub doubtful: Vec<u8>,
+    /// Whether bytes are missing before `end`: then a new segment begins there.
+    pub has_gap: bool,
 }
 
 enum Item {
@@ -56,7 +66,7 @@ struct Scan {
 }
 
 impl Scan {
-    fn segment(&mut self, base: Lsn, bytes: &[u8]) {
+    fn segment(&mut self, base: Lsn, bytes: &[u8], path: &str) -> Result<(), WalError> {
         let mut at = 0;
         while at < bytes.len() {
             let lsn = base + at as u64;
@@ -72,6 +82,7 @@ impl Scan {
                     self.items.push((lsn, Item::Damage { group: Some(group), torn: true }));
                     at = (at + length).min(bytes.len());
                 }
+                Parsed::Newer(version) => return Err(newer(path, version)),
                 Parsed::Bad => {
                     self.items.push((lsn, Item::Damage { group: None, torn: true }));
                     at = next_record(bytes, base, at + 1);
@@ -79,7 +90,12 @@ impl Scan {
             }
         }
         self.end = base + bytes.len() as u64;
+        Ok(())
     }
+}
+
+fn newer(path: &str, version: u8) -> WalError {
+    WalError::Newer { path: path.to_owned(), version }
 }
 
 /// The next offset from `from` on where a record's header stands; the end if there is none.
@@ -103,12 +119,17 @@ pub(super) fn recover(disk: &dyn Disk) -> Result<(Recovered, Tail), WalError> {
         .filter_map(|name| record::parse_segment_name(name))
         .collect();
     bases.sort_unstable();
-    let mut scan = Scan::default();
+    let noted = note::read(disk).map_err(io_error("read", note::PATH))?.unwrap_or(0);
+    let mut scan = Scan { synced: noted, ..Scan::default() };
+    let mut last_bytes = Vec::new();
     for (position, base) in bases.clone().into_iter().enumerate() {
         let path = format!("{DIRECTORY}/{}", record::segment_name(base));
         let bytes = disk.read(&path).map_err(io_error("read", &path))?;
         if position > 0 && scan.end != base {
             scan.items.push((scan.end.min(base), Item::Damage { group: None, torn: false }));
+        }
+        if let Some(version) = record::newer_segment(&bytes) {
+            return Err(newer(&path, version));
         }
         // Every earlier segment was synced before this one was made.
         scan.synced = scan.synced.max(base);
@@ -116,7 +137,8 @@ pub(super) fn recover(disk: &dyn Disk) -> Result<(Recovered, Tail), WalError> {
             let torn = bytes.len() <= SEGMENT_HEADER_LENGTH;
             scan.items.push((base, Item::Damage { group: None, torn }));
         }
-        scan.segment(base, bytes.get(SEGMENT_HEADER_LENGTH..).unwrap_or_default());
+        scan.segment(base, bytes.get(SEGMENT_HEADER_LENGTH..).unwrap_or_default(), &path)?;
+        last_bytes = bytes;
     }
     let last_base = bases.last().copied().unwrap_or(0);
     let cut = scan
@@ -125,13 +147,34 @@ pub(super) fn recover(disk: &dyn Disk) -> Result<(Recovered, Tail), WalError> {
         .filter(|(lsn, item)| matches!(item, Item::Damage { torn: true, .. }) && *lsn >= last_base)
         .map(|(lsn, _)| *lsn)
         .find(|lsn| *lsn >= scan.synced);
-    let end = cut.unwrap_or(scan.end);
+    let mut end = cut.unwrap_or(scan.end);
     let mut recovered = Recovered { cut_bytes: scan.end - end, ..Recovered::default() };
+    let has_gap = end < noted;
+    if has_gap {
+        scan.items.push((end, Item::Damage { group: None, torn: false }));
+        end = noted;
+    }
     replay(scan.items, end, &mut recovered);
-    Ok((recovered, Tail { bases, end }))
+    let doubtful = match has_gap {
+        true => Vec::new(),
+        false => between(&last_bytes, last_base, scan.synced.max(last_base), end),
+    };
+    Ok((recovered, Tail { bases, end, doubtful, has_gap }))
+}
+
+/// The bytes of records from one position to another in the segment that begins at `base`.
+fn between(segment: &[u8], base: Lsn, from: Lsn, to: Lsn) -> Vec<u8> {
+    let at = |lsn: Lsn| {
+        usize::try_from(lsn.saturating_sub(base)).unwrap_or(usize::MAX) + SEGMENT_HEADER_LENGTH
+    };
+    segment.get(at(from)..at(to)).map(<[u8]>::to_vec).unwrap_or_default()
 }
 
 fn replay(items: Vec<(Lsn, Item)>, end: Lsn, recovered: &mut Recovered) {
+    let mut is_judged = true;
+    // After damage that no group can be named for, a group's first record may not have been its
+    // first.
+    let mut hides_groups = false;
     for (lsn, item) in items {
         if lsn >= end {
             break;
@@ -142,15 +185,29 @@ fn replay(items: Vec<(Lsn, Item)>, end: Lsn, recovered: &mut Recovered) {
                 recovered.corrupt_groups.remove(&group);
             }
             Item::Good { record: Record::Mark, .. } => {}
+            Item::Good { record: Record::Judged, .. } => (is_judged, hides_groups) = (true, false),
             Item::Good { group, record, end } => {
+                if hides_groups && !recovered.groups.contains_key(&group) {
+                    recovered.corrupt_groups.insert(group.clone());
+                }
                 recovered.groups.entry(group).or_default().apply(record, lsn, end);
             }
-            Item::Damage { group: Some(group), .. } => drop(recovered.corrupt_groups.insert(group)),
-            Item::Damage { group: None, .. } => {
-                recovered.corrupt_groups.extend(recovered.groups.keys().cloned());
+            Item::Damage { group, .. } => {
+                is_judged = false;
+                match group {
+                    Some(group) => drop(recovered.corrupt_groups.insert(group)),
+                    None => {
+                        hides_groups = true;
+                        recovered.corrupt_groups.extend(recovered.groups.keys().cloned());
+                    }
+                }
             }
         }
     }
+    recovered.is_judged = is_judged;
+    let damaged = recovered.groups.iter().filter(|(_, log)| log.damaged.is_some());
+    let damaged: Vec<GroupId> = damaged.map(|(group, _)| group.clone()).collect();
+    recovered.corrupt_groups.extend(damaged);
     let holed = recovered.groups.iter().filter(|(_, log)| !log.is_contiguous());
     let holed: Vec<GroupId> = holed.map(|(group, _)| group.clone()).collect();
     recovered.corrupt_groups.extend(holed);

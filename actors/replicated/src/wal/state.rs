@@ -30,6 +30,8 @@ pub struct GroupLog {
     pub entries: BTreeMap<u64, Slot>,
     /// Position after the last record on whose durability an answer may depend.
     pub promised: Lsn,
+    /// The record that says that records of the group were lost.
+    pub damaged: Option<Slot>,
 }
 
 impl GroupLog {
@@ -57,7 +59,8 @@ impl GroupLog {
                 }
             }
             Record::Erase => *self = Self { promised: end, ..Self::default() },
-            Record::Mark => {}
+            Record::Damaged => self.damaged = Some(slot(Bytes::new())),
+            Record::Mark | Record::Judged => {}
         }
     }
 
@@ -75,6 +78,7 @@ impl GroupLog {
             && self.committed.is_none()
             && self.purged.is_none()
             && self.entries.is_empty()
+            && self.damaged.is_none()
     }
 
     fn slots(&self) -> impl Iterator<Item = &Slot> {
@@ -82,6 +86,7 @@ impl GroupLog {
             .iter()
             .chain(&self.committed)
             .chain(self.purged.iter().map(|(_, slot)| slot))
+            .chain(&self.damaged)
             .chain(self.entries.values())
     }
 
@@ -112,6 +117,7 @@ impl GroupLog {
             self.committed.iter().filter(old).map(|slot| Record::Committed(slot.bytes.clone())),
         );
         records.extend(self.vote.iter().filter(old).map(|slot| Record::Vote(slot.bytes.clone())));
+        records.extend(self.damaged.iter().filter(old).map(|_| Record::Damaged));
         records
     }
 }

@@ -9,16 +9,16 @@ use proptest::prelude::*;
 use super::{GroupLog, Record, Recovered, SEGMENT_HEADER_LENGTH, Wal, WalOptions};
 use crate::{disk::RealDisk, sim_disk::SimDisk};
 
-fn group(name: &str) -> GroupId {
+pub(super) fn group(name: &str) -> GroupId {
     GroupId::new(name).unwrap()
 }
 
-fn entry(index: u64, fill: u8) -> Record {
+pub(super) fn entry(index: u64, fill: u8) -> Record {
     Record::Entry { index, bytes: Bytes::from(vec![fill; 20]) }
 }
 
 /// What a group's log says, without positions.
-fn content(log: &GroupLog) -> (Option<Bytes>, Option<u64>, BTreeMap<u64, Bytes>) {
+pub(super) fn content(log: &GroupLog) -> (Option<Bytes>, Option<u64>, BTreeMap<u64, Bytes>) {
     let entries = log.entries.iter().map(|(index, slot)| (*index, slot.bytes.clone()));
     (
         log.vote.as_ref().map(|slot| slot.bytes.clone()),
@@ -27,7 +27,7 @@ fn content(log: &GroupLog) -> (Option<Bytes>, Option<u64>, BTreeMap<u64, Bytes>)
     )
 }
 
-fn on_virtual_time(test: impl Future<Output = ()>) {
+pub(super) fn on_virtual_time(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
@@ -36,15 +36,15 @@ fn on_virtual_time(test: impl Future<Output = ()>) {
         .block_on(test);
 }
 
-fn disk() -> SimDisk {
+pub(super) fn disk() -> SimDisk {
     SimDisk::new(Duration::from_millis(2))
 }
 
-fn open(disk: &SimDisk, options: WalOptions) -> (Wal, Recovered) {
+pub(super) fn open(disk: &SimDisk, options: WalOptions) -> (Wal, Recovered) {
     Wal::open(Arc::new(disk.clone()), options).unwrap()
 }
 
-fn segment(disk: &SimDisk) -> (String, Vec<u8>) {
+pub(super) fn segment(disk: &SimDisk) -> (String, Vec<u8>) {
     disk.files().into_iter().next().unwrap()
 }
 

@@ -1,9 +1,13 @@
 //! The one writer of the log: batches, syncs, begins segments, frees old ones.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use super::{
     Inner, Shared, WalError, WalOptions,
+    note::{self, Note},
     record::{self, Lsn, Record, SEGMENT_HEADER_LENGTH},
     recover::{DIRECTORY, Tail},
 };
@@ -13,13 +17,14 @@ use crate::disk::{Disk, DiskFile};
 const LAZY_BYTES_MAX: usize = 1 << 20;
 
 /// Frees the name of a group for records that belong to none.
-const MARK_GROUP: &str = "mark";
+pub(super) const MARK_GROUP: &str = "mark";
 
 struct Writer {
     shared: Arc<Shared>,
     disk: Arc<dyn Disk>,
     options: WalOptions,
     file: Box<dyn DiskFile>,
+    note: Note,
     bases: Vec<Lsn>,
     end: Lsn,
 }
@@ -28,6 +33,8 @@ enum Work {
     Write(Vec<u8>),
     Close(Vec<u8>),
     Crash,
+    /// Nobody has appended for a while.
+    SyncNote,
     Nothing,
 }
 
@@ -42,10 +49,10 @@ pub(super) fn start(
     options: WalOptions,
     tail: Tail,
 ) -> Result<(), WalError> {
-    let Tail { mut bases, end } = tail;
+    let Tail { mut bases, end, doubtful, has_gap } = tail;
     let opened = match bases.last().copied() {
-        Some(base) if end > base => {
-            disk.open_cut(&path(base), end - base + SEGMENT_HEADER_LENGTH as u64)
+        Some(base) if end > base && !has_gap => {
+            disk.open_cut(&path(base), end - base + SEGMENT_HEADER_LENGTH as u64, &doubtful)
         }
         _ => {
             if bases.last() != Some(&end) {
@@ -56,8 +63,13 @@ pub(super) fn start(
     };
     let name = path(bases.last().copied().unwrap_or(end));
     let file = opened.map_err(|source| WalError::Io { what: "open", path: name, source })?;
+    let note = Note::open(disk.as_ref(), end).map_err(|source| WalError::Io {
+        what: "write",
+        path: note::PATH.to_owned(),
+        source,
+    })?;
     let virtual_time = disk.virtual_sync_time();
-    let writer = Writer { shared, disk, options, file, bases, end };
+    let writer = Writer { shared, disk, options, file, note, bases, end };
     match virtual_time {
         Some(sync_time) => drop(tokio::spawn(writer.run_task(sync_time))),
         None => {
@@ -97,14 +109,20 @@ impl Writer {
                 let shared = Arc::clone(&self.shared);
                 let mut inner = shared.lock();
                 loop {
-                    match inner.take_work(self.end) {
-                        Work::Nothing => {
+                    let rest = self.note.sync_in();
+                    match (inner.take_work(self.end), rest) {
+                        (Work::Nothing, None) => {
                             inner = shared
                                 .thread_wake
                                 .wait(inner)
-                                .unwrap_or_else(std::sync::PoisonError::into_inner);
+                                .unwrap_or_else(PoisonError::into_inner);
                         }
-                        work => break work,
+                        (Work::Nothing, Some(rest)) if rest.is_zero() => break Work::SyncNote,
+                        (Work::Nothing, Some(rest)) => {
+                            let waited = shared.thread_wake.wait_timeout(inner, rest);
+                            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+                        }
+                        (work, _) => break work,
                     }
                 }
             };
@@ -118,7 +136,16 @@ impl Writer {
         loop {
             let work = self.shared.lock().take_work(self.end);
             match work {
-                Work::Nothing => self.shared.task_wake.notified().await,
+                Work::Nothing => match self.note.sync_in() {
+                    None => self.shared.task_wake.notified().await,
+                    Some(rest) => {
+                        let wake = self.shared.task_wake.notified();
+                        let rested = tokio::time::timeout(rest, wake).await.is_err();
+                        if rested && !self.carry_out(Work::SyncNote) {
+                            return;
+                        }
+                    }
+                },
                 Work::Write(batch) => {
                     if let Err(error) = self.file.append(&batch) {
                         self.shared.fail(format!("write failed: {error}"));
@@ -143,8 +170,10 @@ impl Writer {
             Work::Nothing => true,
             Work::Crash => false,
             Work::Write(batch) => self.write(&batch),
+            Work::SyncNote => self.sync_note(),
             Work::Close(batch) => {
-                if (batch.is_empty() || self.write(&batch)) && self.write_mark() {
+                let written = batch.is_empty() || self.write(&batch);
+                if written && self.write_mark() && self.sync_note() {
                     self.shared.fail("it was closed".to_owned());
                 }
                 false
@@ -167,13 +196,31 @@ impl Writer {
             self.shared.fail(format!("fsync failed: {error}"));
             return false;
         }
-        self.end += length as u64;
-        self.shared.progress.send_modify(|progress| progress.synced = self.end);
+        if let Err(error) = self.tell_synced(length) {
+            self.shared.fail(format!("cannot note what is synced: {error}"));
+            return false;
+        }
         if let Err(error) = self.keep_house() {
             self.shared.fail(format!("cannot change segments: {error}"));
             return false;
         }
         true
+    }
+
+    /// First the note, then everybody.
+    fn tell_synced(&mut self, length: usize) -> std::io::Result<()> {
+        self.end += length as u64;
+        self.note.write(self.end)?;
+        self.shared.progress.send_modify(|progress| progress.synced = self.end);
+        Ok(())
+    }
+
+    fn sync_note(&mut self) -> bool {
+        let result = self.note.sync();
+        if let Err(error) = &result {
+            self.shared.fail(format!("fsync of {} failed: {error}", note::PATH));
+        }
+        result.is_ok()
     }
 
     /// A record after the last sync, so that the next opening knows all before it was promised.
@@ -195,8 +242,7 @@ impl Writer {
             let batch = self.copy_before(boundary);
             self.file.append(&batch)?;
             self.file.sync()?;
-            self.end += batch.len() as u64;
-            self.shared.progress.send_modify(|progress| progress.synced = self.end);
+            self.tell_synced(batch.len())?;
             let oldest = self.bases.remove(0);
             self.disk.remove(&path(oldest))?;
         }

@@ -151,20 +151,7 @@ impl Cluster {
     > {
         let founders: BTreeMap<ReplicaId, NodeId> =
             self.founders.iter().map(|id| (ReplicaId(*id), node_id(*id))).collect();
-        let node = self.nodes.get_mut(&replica).unwrap();
-        node.incarnation += 1;
-        let bus = self.net.connect(&node.name);
-        let lanes =
-            Lanes { control: Arc::clone(&bus), raft: Arc::clone(&bus), bulk: Arc::clone(&bus) };
-        let replicator = Replicator::open(
-            ClusterId::new("test").unwrap(),
-            node_id(replica),
-            Incarnation(node.incarnation),
-            lanes,
-            Arc::new(node.disk.clone()),
-            self.options.clone(),
-        )
-        .await?;
+        let replicator = self.open_log(replica).await?;
         let mut options = GroupOptions::new(Journal::default());
         options.snapshot_every_entries = self.snapshot_every_entries;
         if founders.contains_key(&ReplicaId(replica)) {
@@ -173,6 +160,31 @@ impl Cluster {
         let (group, events) =
             replicator.open_group(group_id(), ReplicaId(replica), options).await?;
         Ok((replicator, group, events))
+    }
+
+    /// A new life of the node, without its group.
+    pub async fn replicator(&mut self, replica: u64) -> Replicator {
+        self.open_log(replica).await.unwrap()
+    }
+
+    async fn open_log(
+        &mut self,
+        replica: u64,
+    ) -> Result<Replicator, callboard_replicated::OpenError> {
+        let node = self.nodes.get_mut(&replica).unwrap();
+        node.incarnation += 1;
+        let bus = self.net.connect(&node.name);
+        let lanes =
+            Lanes { control: Arc::clone(&bus), raft: Arc::clone(&bus), bulk: Arc::clone(&bus) };
+        Replicator::open(
+            ClusterId::new("test").unwrap(),
+            node_id(replica),
+            Incarnation(node.incarnation),
+            lanes,
+            Arc::new(node.disk.clone()),
+            self.options.clone(),
+        )
+        .await
     }
 
     pub async fn start_all(&mut self) {
@@ -185,6 +197,17 @@ impl Cluster {
     pub async fn crash(&mut self, replica: u64, torn: usize) {
         let node = self.nodes.get_mut(&replica).unwrap();
         node.disk = node.disk.crash(torn);
+        if let Some((replicator, group)) = node.live.take() {
+            replicator.crash();
+            self.net.disconnect(&node.name);
+            group.shutdown().await;
+        }
+    }
+
+    /// Ends the process alone: its disk keeps every byte that was written.
+    pub async fn kill(&mut self, replica: u64) {
+        let node = self.nodes.get_mut(&replica).unwrap();
+        node.disk = node.disk.kill();
         if let Some((replicator, group)) = node.live.take() {
             replicator.crash();
             self.net.disconnect(&node.name);

@@ -33,6 +33,7 @@ fn state() -> DesiredState {
             replicas: 3,
             places,
             settings: Default::default(),
+            options: Default::default(),
         },
     );
     state

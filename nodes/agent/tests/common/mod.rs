@@ -1,5 +1,6 @@
 //! Several nodes in one process, on an in-memory bus, simulated disks and a paused clock, with
 //! replicas that do no more than exist.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 mod fake;
 
@@ -73,7 +74,18 @@ impl TestCluster {
 
     /// Starts nodes at once: founders wait for each other.
     pub(crate) async fn start(&mut self, numbers: &[u32]) {
-        let starting = numbers.iter().map(|n| {
+        let late = self.start_in_order(numbers, Duration::ZERO, WITHIN).await;
+        assert!(late.is_empty(), "nodes {late:?} wait for ever");
+    }
+
+    /// Starts nodes one `gap` after the other; returns those that wait for others until `within`.
+    pub(crate) async fn start_in_order(
+        &mut self,
+        numbers: &[u32],
+        gap: Duration,
+        within: Duration,
+    ) -> Vec<u32> {
+        let starting = (0_u32..).zip(numbers).map(|(place, n)| {
             let machine = self.machines.entry(*n).or_insert_with(|| Machine {
                 directory: tempfile::tempdir().unwrap(),
                 disk: SimDisk::new(Duration::from_millis(1)),
@@ -110,14 +122,20 @@ impl TestCluster {
                 dir,
             };
             async move {
+                tokio::time::sleep(gap * place).await;
                 let started = RunningNode::start(parts, make);
-                let started = tokio::time::timeout(WITHIN, started).await;
-                (*n, started.expect("a node waits for ever").expect("a node did not start"))
+                let started = tokio::time::timeout(within, started).await.ok();
+                (*n, started.map(|it| it.expect("a node did not start")))
             }
         });
+        let mut late = Vec::new();
         for (n, running) in futures::future::join_all(starting).await {
-            self.machines.get_mut(&n).unwrap().running = Some(running);
+            if running.is_none() {
+                late.push(n);
+            }
+            self.machines.get_mut(&n).unwrap().running = running;
         }
+        late
     }
 
     /// A power cut at one node.
@@ -151,6 +169,20 @@ impl TestCluster {
 
     pub(crate) fn running(&self, n: u32) -> &RunningNode {
         self.machines[&n].running.as_ref().unwrap()
+    }
+
+    /// Removes every file of a node's log and nothing else, while it is down.
+    pub(crate) fn lose_log(&self, n: u32) {
+        for path in self.disk(n).files().into_keys() {
+            callboard_replicated::Disk::remove(self.disk(n), &path).unwrap();
+        }
+    }
+
+    /// Flips a bit in the middle of a node's log, in whatever stands there.
+    pub(crate) fn damage_anything(&self, n: u32) {
+        let files = self.disk(n).files();
+        let (path, bytes) = files.iter().rfind(|(path, _)| path.starts_with("wal/")).unwrap();
+        self.disk(n).flip_bit(path, bytes.len() / 2, 3);
     }
 
     /// Ends every node in order.
@@ -209,23 +241,38 @@ impl TestCluster {
 
     /// Starts a kernel of three and waits until its members run.
     pub(crate) async fn start_kernel(&self, kernel: KernelId) -> KernelSpec {
-        let request = StartKernel { kernel, name: None, replicas: 3, settings: Default::default() };
+        let request = StartKernel {
+            kernel,
+            name: None,
+            replicas: 3,
+            options: Default::default(),
+            settings: Default::default(),
+        };
         let spec: KernelSpec = self.until("a kernel", "start_kernel", &request, Some).await;
         self.until_running(&spec).await;
         spec
+    }
+
+    /// Whether every member that should run does.
+    pub(crate) fn all_run(&self, spec: &KernelSpec) -> bool {
+        spec.replicas.iter().all(|(replica, member)| {
+            let machine = self.machines.iter().find(|(n, _)| node(**n) == member.node).unwrap().1;
+            let running = machine.running.as_ref();
+            running.is_some_and(|it| it.roster().keys().contains(&(spec.kernel, *replica)))
+        })
+    }
+
+    /// Waits until the kernel has three settled members that all run: what is read of a cluster
+    /// that just came up may be from before it noticed a loss.
+    pub(crate) async fn until_whole(&self, kernel: KernelId) -> KernelSpec {
+        self.until_spec("a whole kernel", kernel, |it| is_whole(it) && self.all_run(it)).await
     }
 
     /// Waits until every member that should run does.
     pub(crate) async fn until_running(&self, spec: &KernelSpec) {
         let began = Instant::now();
         loop {
-            let is_running = |(replica, member): (_, &callboard_protocol::control::ReplicaSpec)| {
-                let machine =
-                    self.machines.iter().find(|(n, _)| node(**n) == member.node).unwrap().1;
-                let running = machine.running.as_ref();
-                running.is_some_and(|it| it.roster().keys().contains(&(spec.kernel, replica)))
-            };
-            if spec.replicas.iter().all(|(id, member)| is_running((*id, member))) {
+            if self.all_run(spec) {
                 return;
             }
             assert!(began.elapsed() < WITHIN, "members of {spec:?} do not run");

@@ -4,8 +4,10 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
-use callboard_chaos::{ChaosError, Plan, RunOptions, figures::Figures, run::parent_default};
-use clap::Parser;
+use callboard_chaos::{
+    ChaosError, Plan, Profile, RunOptions, figures::Figures, run::parent_default,
+};
+use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
@@ -14,6 +16,7 @@ use super::{
     report::{Bar, Figure, Machine, Report},
 };
 use crate::{
+    config::ClusterConfig,
     context::Context,
     exit::{Exit, Failure, Outcome},
     output::say,
@@ -29,9 +32,13 @@ pub struct Chaos;
 struct ChaosArgs {
     #[command(flatten)]
     options: Options,
-    /// How many trials: 36 walk every moment and fault once. Idle samples come on top.
-    #[arg(long, default_value_t = 60, value_name = "N", conflicts_with = "quick")]
-    trials: u32,
+    /// How many trials; 60, or 200 in the endurance profile. In the basic profile 36 walk every
+    /// moment and fault once, and idle samples come on top.
+    #[arg(long, value_name = "N", conflicts_with = "quick")]
+    trials: Option<u32>,
+    /// Which faults and moments.
+    #[arg(long, value_enum, default_value_t = ProfileName::Basic, conflicts_with = "plan")]
+    profile: ProfileName,
     /// Only these trials, by number.
     #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
     only: Vec<u32>,
@@ -41,6 +48,24 @@ struct ChaosArgs {
     /// Keep the folder of the run although nothing failed.
     #[arg(long)]
     keep: bool,
+}
+
+/// [`Profile`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ProfileName {
+    /// Processes end or stop, links are cut.
+    Basic,
+    /// Also disks fill up, fail, rot and vanish, and two faults strike at once.
+    Endurance,
+}
+
+impl From<ProfileName> for Profile {
+    fn from(name: ProfileName) -> Self {
+        match name {
+            ProfileName::Basic => Self::Basic,
+            ProfileName::Endurance => Self::Endurance,
+        }
+    }
 }
 
 #[async_trait]
@@ -66,10 +91,12 @@ impl Bench for Chaos {
 }
 
 async fn measure(context: &Context, args: ChaosArgs) -> Outcome {
+    let plan = plan(&args)?;
     let options = RunOptions {
+        config: config(plan.profile),
         program: std::env::current_exe()?,
         python: find_python(&args.options.python.clone().unwrap_or_default())?,
-        plan: plan(&args)?,
+        plan,
         only: args.only.clone(),
         parent: args.options.dir.clone().unwrap_or_else(parent_default),
         keep: args.keep,
@@ -89,6 +116,10 @@ async fn measure(context: &Context, args: ChaosArgs) -> Outcome {
     for (fault, why) in &run.refused {
         say(&format!("{fault} was not tried, so its figures are missing: {why}"));
     }
+    if !run.skipped.is_empty() {
+        let numbers: Vec<String> = run.skipped.iter().map(|it| it.0.to_string()).collect();
+        say(&format!("skipped for lack of their moment: {}", numbers.join(", ")));
+    }
     let failed = run.trials.iter().filter(|trial| !trial.is_ok()).count();
     let made = run.trials.len();
     say(&format!("{made} trials made, {failed} failed"));
@@ -99,7 +130,7 @@ async fn measure(context: &Context, args: ChaosArgs) -> Outcome {
         bench: "chaos",
         seed: run.seed,
         machine: Machine::here(),
-        figures: figures(&run.figures),
+        figures: figures(&run.figures, options.plan.profile),
     };
     let exit = report.print(args.options.printer(context))?;
     Ok(if run.is_ok() { exit } else { Exit::Failed })
@@ -113,39 +144,73 @@ fn plan(args: &ChaosArgs) -> Result<Plan, Failure> {
             })?;
             Plan::parse(&text).map_err(Failure::usage)
         }
-        None if args.options.quick => Plan::quick(args.options.seed).map_err(Failure::usage),
-        None => Ok(Plan::full(args.options.seed, args.trials)),
+        None if args.options.quick => {
+            Plan::quick(args.options.seed, args.profile.into()).map_err(Failure::usage)
+        }
+        None => Ok(match args.profile {
+            ProfileName::Basic => Plan::full(args.options.seed, trials(args)),
+            ProfileName::Endurance => Plan::endurance(args.options.seed, trials(args)),
+        }),
     }
+}
+
+fn trials(args: &ChaosArgs) -> u32 {
+    args.trials.unwrap_or(match args.profile {
+        ProfileName::Basic => 60,
+        ProfileName::Endurance => 200,
+    })
+}
+
+/// Keys of the cluster's configuration that make moments of the profile come soon. A build that
+/// does not know a key does not know its moment either.
+fn config(profile: Profile) -> toml::Table {
+    let sleepy = [("hibernate_after_s", 2), ("park_after_s", 6)];
+    let known = |key: &str| ClusterConfig::knows(key) && profile == Profile::Endurance;
+    let keys = sleepy.into_iter().filter(|(key, _)| known(key));
+    keys.map(|(key, seconds)| (key.to_owned(), toml::Value::Integer(seconds))).collect()
 }
 
 /// The command line that makes the same plan.
 fn command(args: &ChaosArgs) -> String {
     let seed = args.options.seed;
+    let profile = match args.profile {
+        ProfileName::Basic => "",
+        ProfileName::Endurance => " --profile endurance",
+    };
     match &args.plan {
         Some(file) => format!("callboard bench chaos --plan {}", file.display()),
-        None if args.options.quick => format!("callboard bench chaos --quick --seed {seed}"),
-        None => format!("callboard bench chaos --trials {} --seed {seed}", args.trials),
+        None if args.options.quick => {
+            format!("callboard bench chaos{profile} --quick --seed {seed}")
+        }
+        None => format!("callboard bench chaos{profile} --trials {} --seed {seed}", trials(args)),
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of cells are small")]
-fn figures(found: &Figures) -> Vec<Figure> {
+fn figures(found: &Figures, profile: Profile) -> Vec<Figure> {
     let none = |name, value: Option<u64>| {
         Figure::held(name, value.map_or(f64::NAN, |it| it as f64), "count", Bar::AtMost(0.0))
     };
     let within = |name, value: Option<f64>, limit| {
         Figure::held(name, value.unwrap_or(f64::NAN), "s", Bar::AtMost(limit))
     };
-    vec![
+    let zeros = [
         none("acknowledged_cells_lost", found.acknowledged_cells_lost),
         none("cells_run_twice", found.cells_run_twice),
         none("interrupted_without_answer", found.interrupted_without_answer),
+    ];
+    // The other profile measures no failover: its nodes write snapshots all the time.
+    if profile == Profile::Endurance {
+        return zeros.into();
+    }
+    let failover = [
         within("idle_failover_kill_p95_s", found.idle_failover_kill_p95_s, 2.0),
         within("idle_failover_stop_p95_s", found.idle_failover_stop_p95_s, 6.0),
-    ]
+    ];
+    zeros.into_iter().chain(failover).collect()
 }
 
-fn failure(error: ChaosError) -> Failure {
+pub(super) fn failure(error: ChaosError) -> Failure {
     let exit = match &error {
         ChaosError::Stopped => Exit::MaybeExecuted,
         ChaosError::BadPlan(_) => Exit::Usage,

@@ -8,7 +8,10 @@ use std::{
 };
 
 use callboard_client::{Client, KernelClient};
-use callboard_protocol::{KernelId, control::StartKernel};
+use callboard_protocol::{
+    KernelId,
+    control::{KernelOptions, StartKernel},
+};
 use callboard_transport::Credentials;
 use nix::{
     sys::{
@@ -93,8 +96,21 @@ impl LocalCluster {
     /// # Errors
     /// A [`Failure`] if it is not ready in time.
     pub async fn kernel(&self, replicas: u8) -> Result<KernelClient, Failure> {
+        self.kernel_with(replicas, KernelOptions::default()).await
+    }
+
+    /// As [`Self::kernel`], kept as `options` say.
+    ///
+    /// # Errors
+    /// A [`Failure`] if it is not ready in time.
+    pub async fn kernel_with(
+        &self,
+        replicas: u8,
+        options: KernelOptions,
+    ) -> Result<KernelClient, Failure> {
         let kernel = KernelId::generate();
-        let request = StartKernel { kernel, name: None, replicas, settings: Default::default() };
+        let request =
+            StartKernel { kernel, name: None, replicas, options, settings: Default::default() };
         self.client.control().start_kernel(&request).await?;
         wait_ready(&self.client, kernel).await?;
         Ok(self.client.kernel(kernel))

@@ -2,9 +2,12 @@
 
 pub mod cells;
 pub mod chaos;
+mod failover;
 pub mod local_cluster;
+pub mod notebooks;
 pub mod options;
 pub mod report;
+pub mod soak;
 pub mod state;
 pub mod stats;
 
@@ -53,7 +56,13 @@ pub trait Bench: Send + Sync {
 
 /// Every bench of this build.
 fn registry() -> Vec<Box<dyn Bench>> {
-    vec![Box::new(cells::Cells), Box::new(chaos::Chaos), Box::new(state::State)]
+    vec![
+        Box::new(cells::Cells),
+        Box::new(chaos::Chaos),
+        Box::new(notebooks::Notebooks),
+        Box::new(soak::Soak),
+        Box::new(state::State),
+    ]
 }
 
 /// Runs a verb.

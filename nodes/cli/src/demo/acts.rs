@@ -124,6 +124,7 @@ impl Demo {
             kernel,
             name: Some("demo".to_owned()),
             replicas: REPLICAS,
+            options: Default::default(),
             settings: Default::default(),
         };
         client.control().start_kernel(&request).await?;

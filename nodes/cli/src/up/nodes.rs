@@ -22,7 +22,7 @@ use tokio::{
 use super::{
     Story,
     cluster::Prepared,
-    process::{NodeLaunch, Running},
+    process::{End, NodeLaunch, Running},
     state::UpState,
 };
 use crate::exit::{Exit, Failure};
@@ -31,6 +31,9 @@ use crate::exit::{Exit, Failure};
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a node's end is told while the broker cannot be reached. Heartbeats tell it anyway.
 const TELL_TRIES: u32 = 20;
+/// Pause before a node that asked for it too often is started again. It is not given up: a disk that
+/// is full has room again some time.
+const PASSING_PAUSE_MS: u64 = 2_000;
 /// Pause between those.
 const TELL_PAUSE: Duration = Duration::from_millis(100);
 
@@ -151,11 +154,12 @@ impl Watcher {
         let mut stopping = self.stopping.clone();
         let mut history = RestartHistory::new(RestartPolicy::default(), seed());
         loop {
-            let how = tokio::select! {
+            let end = tokio::select! {
                 biased;
                 () = asked(&mut stopping) => return self.stop(running).await,
-                how = running.exited() => how,
+                end = running.exited() => end,
             };
+            let End { how, asks_for_restart } = end;
             let node = &self.launch.node;
             self.shared.story.tell(&format!("{node} ended: {how}{}", self.last_words(&how)));
             let incarnation = incarnation(&self.launch.data_dir);
@@ -163,7 +167,12 @@ impl Watcher {
             let _ = std::fs::write(self.launch.data_dir.join(LAST_END_FILE), &how);
             let exited = NodeExited { node: node.clone(), incarnation, how };
             let now_ms = u64::try_from(self.shared.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let decision = history.on_exit(now_ms);
+            let decision = match history.on_exit(now_ms) {
+                RestartDecision::Escalate { .. } if asks_for_restart => {
+                    RestartDecision::Restart { after_ms: PASSING_PAUSE_MS }
+                }
+                decision => decision,
+            };
             let shared = self.shared.clone();
             let restarted = tokio::select! {
                 biased;
@@ -184,8 +193,8 @@ impl Watcher {
     async fn stop(&self, mut running: Running) {
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
             running.signal(signal);
-            if let Ok(how) = timeout(STOP_PATIENCE, running.exited()).await {
-                self.shared.story.tell(&format!("{} ended: {how}", self.launch.node));
+            if let Ok(end) = timeout(STOP_PATIENCE, running.exited()).await {
+                self.shared.story.tell(&format!("{} ended: {}", self.launch.node, end.how));
                 return;
             }
         }

@@ -8,6 +8,7 @@ use std::{
     process::Stdio,
 };
 
+use callboard_agent::ExitReason;
 use callboard_protocol::NodeId;
 use nix::{
     sys::signal::{Signal, kill},
@@ -50,6 +51,22 @@ pub(super) enum Running {
     Started(Child, NodeProcess),
     /// Started by an earlier `up`.
     Adopted(AsyncFd<OwnedFd>, NodeProcess),
+}
+
+/// How a node's process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct End {
+    /// In words.
+    pub(super) how: String,
+    /// Whether it ended in order to be started again: what keeps it from working will pass, such
+    /// as a full disk.
+    pub(super) asks_for_restart: bool,
+}
+
+impl End {
+    fn new(how: String) -> Self {
+        Self { how, asks_for_restart: false }
+    }
 }
 
 impl NodeLaunch {
@@ -118,19 +135,23 @@ impl Running {
     }
 
     /// Waits for the process to end and says how it did. Safe to cancel.
-    pub(super) async fn exited(&mut self) -> String {
+    pub(super) async fn exited(&mut self) -> End {
+        let unseen = |error| End::new(format!("its exit could not be observed: {error}"));
         match self {
             Self::Started(child, _) => match child.wait().await {
                 Ok(status) => match (status.signal(), status.code()) {
-                    (Some(signal), _) => format!("killed by signal {signal}"),
-                    (None, Some(code)) => format!("exited with code {code}"),
-                    (None, None) => "ended".to_owned(),
+                    (Some(signal), _) => End::new(format!("killed by signal {signal}")),
+                    (None, Some(code)) => End {
+                        how: format!("exited with code {code}"),
+                        asks_for_restart: code == i32::from(ExitReason::CODE_RESTART_NEEDED),
+                    },
+                    (None, None) => End::new("ended".to_owned()),
                 },
-                Err(error) => format!("its exit could not be observed: {error}"),
+                Err(error) => unseen(error),
             },
             Self::Adopted(handle, _) => match handle.readable().await {
-                Ok(_) => "how is not known, since an earlier `up` started it".to_owned(),
-                Err(error) => format!("its exit could not be observed: {error}"),
+                Ok(_) => End::new("how is not known, since an earlier `up` started it".to_owned()),
+                Err(error) => unseen(error),
             },
         }
     }
@@ -189,7 +210,7 @@ mod tests {
         let (mut child, process) = sleeper();
         let mut adopted = Running::adopt(&process).unwrap();
         adopted.signal(Signal::SIGKILL);
-        assert!(adopted.exited().await.contains("not known"));
+        assert!(adopted.exited().await.how.contains("not known"));
         child.wait().unwrap();
         assert!(Running::adopt(&process).is_none());
     }

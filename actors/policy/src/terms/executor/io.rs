@@ -35,6 +35,19 @@ pub struct Request {
     pub horizon: Option<Seq>,
 }
 
+/// How a kernel that has nothing to do is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Upkeep {
+    /// Whether replicas that do not execute keep a warm Python process, too.
+    pub hot_standbys: bool,
+    /// Whether a kernel that never ran a cell rests until the first request.
+    pub starts_parked: bool,
+    /// Time without a cell after which the executor parks the kernel; `None`: never.
+    pub park_after_ms: Option<u64>,
+    /// Whether to park a kernel that holds what only a live process can hold.
+    pub parks_with_refused: bool,
+}
+
 /// How far the Python process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PythonPhase {
@@ -72,9 +85,14 @@ pub enum Input {
     Suspects(BTreeMap<ReplicaId, String>),
     /// Whether every chunk of the last completed state can be read here.
     BaseReadable(bool),
+    /// How the kernel is to be kept.
+    Upkeep(Upkeep),
+    /// Somebody asked the kernel for something that is no cell.
+    Wanted,
     /// A fresh Python process is ready.
     PythonWarm,
-    /// The Python process ended by itself: not told of one that a [`Action::KillPython`] ended.
+    /// The Python process ended by itself: not told of one that a [`Action::KillPython`] or
+    /// [`Action::ReleasePython`] ended.
     PythonExited(String),
     /// The base state is in the Python process.
     Restored(Term),
@@ -109,6 +127,8 @@ pub enum Action {
     StartPython,
     /// End the Python process by force.
     KillPython,
+    /// Give back the Python process, which was given no state, or call off its start.
+    ReleasePython,
     /// Give the Python process the state of the manifest.
     Restore(Term),
     /// Run a cell in the Python process.

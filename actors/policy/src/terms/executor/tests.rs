@@ -1,18 +1,32 @@
 //! When things are tried, and what requests are told: what the model check takes as arbitrary.
 
 use bytes::Bytes;
-use callboard_protocol::{FaultCode, Incarnation};
+use callboard_protocol::{FaultCode, Incarnation, kernel::Refused};
 
 use super::*;
 use crate::terms::Entry;
 
 const ME: ReplicaId = ReplicaId(2);
 
+const HOT: Upkeep = Upkeep {
+    hot_standbys: true,
+    starts_parked: false,
+    park_after_ms: None,
+    parks_with_refused: false,
+};
+const THIN: Upkeep = Upkeep { hot_standbys: false, ..HOT };
+
+/// One with a Python process that is starting.
 fn executor() -> Executor {
+    kept(HOT)
+}
+
+fn kept(upkeep: Upkeep) -> Executor {
     let mut executor = Executor::new(Identity { replica: ME, incarnation: Incarnation(1) });
     let log = KernelLog::default();
     executor.step(&log, Input::Voters(vec![ReplicaId(1), ME]), 0);
     executor.step(&log, Input::BaseReadable(true), 0);
+    executor.step(&log, Input::Upkeep(upkeep), 0);
     executor
 }
 
@@ -50,7 +64,12 @@ fn is_conflict(actions: &[Action]) -> bool {
 
 /// An executor that serves term 1, and its log.
 fn serving() -> (Executor, KernelLog) {
-    let (mut executor, mut log) = (executor(), KernelLog::default());
+    serving_kept(HOT)
+}
+
+fn serving_kept(upkeep: Upkeep) -> (Executor, KernelLog) {
+    let (mut executor, mut log) = (kept(upkeep), KernelLog::default());
+    executor.step(&log, Input::Leading(true), 0);
     executor.step(&log, Input::PythonWarm, 0);
     let (term, incarnation) = (Term(1), Incarnation(1));
     let opened =
@@ -165,4 +184,101 @@ fn a_long_term_remembers_no_attempts_of_ended_cells() {
         assert!(matches!(&actions[..], [Action::PublishEnded(_)]), "{actions:?}");
     }
     assert!(executor.tried.len() <= 1, "{:?}", executor.tried);
+}
+
+fn starts(actions: &[Action]) -> bool {
+    actions.contains(&Action::StartPython)
+}
+
+/// Term 1 of the other replica, open.
+fn led_by_another() -> KernelLog {
+    let mut log = KernelLog::default();
+    let (term, replica, incarnation) = (Term(1), ReplicaId(1), Incarnation(1));
+    log.apply(Entry::Takeover { term, replica, incarnation, base: Seq::default() });
+    log
+}
+
+#[test]
+fn a_thin_replica_starts_python_when_it_is_its_turn_to_take_over() {
+    let log = KernelLog::default();
+    assert!(starts(&kept(THIN).step(&log, Input::Leading(true), 0)), "the leader at once");
+    let mut closed = led_by_another();
+    closed.apply(Entry::Abandon { term: Term(1), cause: "lost".to_owned() });
+    for (log, stagger_ms) in [(&log, FIRST_START_STAGGER_MS), (&closed, START_STAGGER_MS)] {
+        let mut follower = kept(THIN);
+        follower.closed_since_ms = None;
+        follower.step(log, Input::Tick, 0);
+        assert!(!starts(&follower.step(log, Input::Tick, 2 * stagger_ms - 1)));
+        assert!(starts(&follower.step(log, Input::Tick, 2 * stagger_ms)));
+    }
+    let mut standby = kept(THIN);
+    let open = led_by_another();
+    standby.step(&open, Input::Leading(true), 0);
+    assert!(!starts(&standby.step(&open, Input::Tick, 100_000)), "another one executes");
+}
+
+#[test]
+fn a_replica_that_lost_the_race_gives_its_python_back_and_a_hot_one_keeps_it() {
+    for (upkeep, is_kept) in [(THIN, false), (HOT, true)] {
+        for is_warm in [false, true] {
+            let mut replica = kept(upkeep);
+            let mut log = KernelLog::default();
+            replica.step(&log, Input::Leading(true), 0);
+            if is_warm {
+                replica.step(&log, Input::PythonWarm, 0);
+            }
+            log.clone_from(&led_by_another());
+            let actions = replica.step(&log, Input::Applied(Applied::Opened(Term(1))), 0);
+            assert_eq!(!actions.contains(&Action::ReleasePython), is_kept, "{actions:?}");
+            assert_eq!(replica.python() == PythonPhase::Absent, !is_kept);
+        }
+    }
+}
+
+#[test]
+fn an_idle_kernel_is_parked_after_its_time_and_the_next_cell_brings_it_back() {
+    let parks = |actions: &[Action]| proposed(actions).contains(&Entry::Park { term: Term(1) });
+    let (mut executor, mut log) = serving_kept(Upkeep { park_after_ms: Some(50), ..THIN });
+    assert!(!parks(&executor.step(&log, Input::Tick, 49)));
+    executor.step(&log, Input::Wanted, 49);
+    assert!(!parks(&executor.step(&log, Input::Tick, 98)), "a completion was asked for");
+    assert!(parks(&executor.step(&log, Input::Tick, 99)));
+    let parked = log.apply(Entry::Park { term: Term(1) });
+    let actions = executor.step(&log, Input::Applied(parked), 100);
+    assert!(actions.contains(&Action::KillPython), "{actions:?}");
+    assert!(executor.is_resting(&log));
+    assert!(!starts(&executor.step(&log, Input::Tick, 100_000)));
+    let accept = proposed(&executor.step(&log, request("a", 1), 100_000)).remove(0);
+    assert!(matches!(accept, Entry::Accept { grant: None, .. }), "{accept:?}");
+    let accepted = log.apply(accept);
+    assert!(starts(&executor.step(&log, Input::Applied(accepted), 100_001)));
+}
+
+#[test]
+fn what_needs_a_live_process_keeps_a_kernel_from_being_parked() {
+    for (parks_with_refused, is_parked) in [(false, false), (true, true)] {
+        let upkeep = Upkeep { park_after_ms: Some(50), parks_with_refused, ..THIN };
+        let (mut executor, mut log) = serving_kept(upkeep);
+        let accept = proposed(&executor.step(&log, request("a", 1), 0)).remove(0);
+        log.apply(accept);
+        let refused = Refused { name: "sock".to_owned(), reason: "a socket".to_owned() };
+        let delta = StateDelta { refused: vec![refused], ..StateDelta::default() };
+        let seq = Seq(1);
+        log.apply(Entry::Complete { term: Term(1), seq, outputs: Vec::new(), delta });
+        executor.step(&log, Input::Tick, 10);
+        let actions = executor.step(&log, Input::Tick, 100);
+        assert_eq!(!proposed(&actions).is_empty(), is_parked, "{actions:?}");
+    }
+}
+
+#[test]
+fn a_kernel_that_starts_parked_rests_until_it_is_wanted() {
+    let log = KernelLog::default();
+    let mut leader = Executor::new(Identity { replica: ME, incarnation: Incarnation(1) });
+    leader.step(&log, Input::Upkeep(Upkeep { starts_parked: true, ..HOT }), 0);
+    leader.step(&log, Input::Voters(vec![ME]), 0);
+    leader.step(&log, Input::Leading(true), 0);
+    assert!(!starts(&leader.step(&log, Input::BaseReadable(true), 0)));
+    assert!(leader.is_resting(&log));
+    assert!(starts(&leader.step(&log, Input::Wanted, 0)));
 }

@@ -25,6 +25,7 @@ fn ordinary() -> Facts {
         state: vec![0],
         openings: vec![TermOpened { term: Term(2), previous: Term(1), previous_open: false }],
         bases: vec![BaseRestored { term: Term(2), given: vec![0], due: vec![0] }],
+        ..Facts::default()
     }
 }
 
@@ -125,4 +126,27 @@ fn a_cell_that_vanishes_or_ends_while_pending_is_a_lost_request() {
         facts.cells[1].told.clear();
     });
     assert_eq!(ids, ["NO_LOST_REQUEST"]);
+}
+
+#[test]
+fn a_completed_cell_may_be_missing_only_if_a_rewind_took_it_back() {
+    let missing = |facts: &mut Facts| facts.state.retain(|cell| *cell != 0);
+    assert_eq!(broken_by(missing), ["ACK_DURABLE", "ORDER"]);
+    let taken_back = |facts: &mut Facts| {
+        missing(facts);
+        facts.undone = vec![0];
+    };
+    assert_eq!(broken_by(taken_back), Vec::<&str>::new());
+    assert_eq!(broken_by(|facts| facts.undone = vec![0]), ["ACK_DURABLE", "ORDER"]);
+}
+
+#[test]
+fn a_rewind_to_another_state_or_past_a_waiting_cell_breaks_rewind() {
+    let seen = |given: &[usize], had_pending| {
+        let rewind = RewindSeen { given: given.to_vec(), due: vec![0], had_pending };
+        broken_by(|facts| facts.rewinds.push(rewind))
+    };
+    assert_eq!(seen(&[0], false), Vec::<&str>::new());
+    assert_eq!(seen(&[], false), ["REWIND"]);
+    assert_eq!(seen(&[0], true), ["REWIND"]);
 }

@@ -346,3 +346,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_term_is_parked_only_while_no_cell_waits_and_leaves_no_loss_behind() {
+    let mut log = KernelLog::default();
+    let park = |term| Entry::Park { term: Term(term) };
+    assert_eq!(log.apply(park(1)), Applied::Ignored, "no term is open");
+    log.apply(takeover(1, 0));
+    log.apply(accept("a", DURABLE, Some(1)));
+    assert_eq!(log.apply(park(1)), Applied::Ignored, "a cell waits");
+    log.apply(complete(1, 1, Vec::new()));
+    assert_eq!(log.apply(park(2)), Applied::Ignored, "not that term");
+    assert_eq!(log.apply(park(1)), Applied::Parked(Term(1)));
+    assert!(log.is_parked() && log.open_term().is_none() && log.last_loss().is_none());
+    let kept: KernelLog = rmp_serde::from_slice(&rmp_serde::to_vec(&log).unwrap()).unwrap();
+    assert_eq!(kept, log);
+    assert_eq!(log.apply(takeover(2, 1)), Applied::Opened(Term(2)));
+    assert!(!log.is_parked());
+}
+
+#[test]
+fn a_snapshot_from_before_parking_still_reads() {
+    let mut log = KernelLog::default();
+    log.apply(takeover(1, 0));
+    let bytes = rmp_serde::to_vec(&log).unwrap();
+    // An array of 17: the last one is `parked`.
+    assert_eq!(bytes[..3], [0xdc, 0, 17]);
+    let mut former = bytes.clone();
+    former[2] = 16;
+    former.pop();
+    assert_eq!(rmp_serde::from_slice::<KernelLog>(&former).unwrap(), log);
+}

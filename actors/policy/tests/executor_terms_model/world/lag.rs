@@ -26,7 +26,13 @@ impl World {
     pub(crate) fn lag(&self, index: usize) -> usize {
         let behind = &self.entries[self.replicas[index].applied..];
         let open = self.log_of(index).open_term().map(|open| open.term);
-        let closing = |entry: &Proposal| matches!(entry, Proposal::Abandon { term } if open.is_none_or(|open| open == *term));
+        let closing = |entry: &Proposal| match entry {
+            Proposal::Abandon { term } | Proposal::Park { term } => {
+                open.is_none_or(|open| open == *term)
+            }
+            Proposal::Rewind { .. } => true,
+            _ => false,
+        };
         behind.iter().position(closing).map_or(behind.len(), |last| last + 1)
     }
 

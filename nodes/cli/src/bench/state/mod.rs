@@ -12,9 +12,10 @@ use futures::{StreamExt as _, stream};
 use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use tokio::sync::RwLock;
 
-use self::{snippet::Snippet, trial::Loss};
+use self::snippet::Snippet;
 use super::{
     Bench,
+    failover::Loss,
     local_cluster::LocalCluster,
     options::{Options, interruptible, parse},
     report::{Bar, Figure, Machine, Report},

@@ -4,42 +4,20 @@ use std::{path::Path, time::Duration};
 
 use callboard_client::{ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_protocol::{
-    Fault, NodeId, ReplicaId,
-    control::NodeHealth,
-    kernel::{CellOutcome, KernelStatus, ReplicaRole},
-    node::Kill,
+    Fault,
+    control::{KernelOptions, Standby},
+    kernel::CellOutcome,
 };
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
 
 use super::snippet::Snippet;
-use crate::bench::local_cluster::LocalCluster;
+use crate::bench::{
+    failover::{Loss, fail_over, nodes_whole, show, wait_for_executor},
+    local_cluster::LocalCluster,
+};
 
 /// How long a cell may take: some snippets import large libraries.
 const CELL_WITHIN: Duration = Duration::from_secs(60);
-/// How long another replica may take to become the executor, and nodes to be whole again.
-const FAILOVER_WITHIN: Duration = Duration::from_secs(60);
-/// Pause between looks at a kernel or at the nodes.
-const POLL: Duration = Duration::from_millis(50);
-/// The replica whose Python died may be the first that has another one; then it is killed again.
-const KILLS_MAX: u32 = 5;
-
-/// What is killed between the session and its check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Loss {
-    /// The executor's Python process.
-    Python,
-    /// The executor's node.
-    Node,
-}
-
-/// The executor of a kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Executor {
-    replica: ReplicaId,
-    node: NodeId,
-}
-
 /// Runs a snippet on a kernel of its own, which is stopped afterwards.
 ///
 /// # Errors
@@ -51,7 +29,8 @@ pub(super) async fn run(
     scratch: &Path,
 ) -> Result<(), String> {
     std::fs::create_dir_all(scratch).map_err(|error| format!("no scratch directory: {error}"))?;
-    let kernel = cluster.kernel(3).await.map_err(|failure| failure.message)?;
+    let hot = KernelOptions { standby: Some(Standby::Hot), ..KernelOptions::default() };
+    let kernel = cluster.kernel_with(3, hot).await.map_err(|failure| failure.message)?;
     let result = on_kernel(cluster, &kernel, snippet, loss, scratch).await;
     let stopped = cluster.client().control().stop_kernel(kernel.id()).await;
     result.and(stopped.map(drop).map_err(|fault| format!("the kernel did not stop: {fault}")))
@@ -83,7 +62,7 @@ async fn on_kernel(
         return Err(format!("not refused by name: {missing:?}; refused: {:?}", status.refused));
     }
     let first = wait_for_executor(kernel, |_| true).await?;
-    let second = fail_over(cluster, kernel, &first, loss).await?;
+    let second = fail_over(cluster, kernel, &first, loss, true).await?;
     let ran = execute(kernel, &fill(&snippet.check)).await?;
     let after = wait_for_executor(kernel, |_| true).await?;
     if loss == Loss::Node {
@@ -97,78 +76,6 @@ async fn on_kernel(
         return Err(format!("the check ran on replica {} again", first.replica));
     }
     Ok(())
-}
-
-/// Kills until another replica executes.
-async fn fail_over(
-    cluster: &LocalCluster,
-    kernel: &KernelClient,
-    first: &Executor,
-    loss: Loss,
-) -> Result<Executor, String> {
-    let order = match loss {
-        Loss::Python => Kill::Python { kernel: kernel.id(), replica: first.replica },
-        Loss::Node => Kill::Node,
-    };
-    for _ in 0..KILLS_MAX {
-        let term = show(kernel).await?.term;
-        let killed = cluster.client().control().kill(&first.node, order).await;
-        killed.map_err(|fault| format!("the kill was refused: {fault}"))?;
-        let next = wait_for_executor(kernel, |status| status.term > term).await?;
-        if next.replica != first.replica {
-            return Ok(next);
-        }
-    }
-    Err(format!("replica {} took over from itself {KILLS_MAX} times", first.replica))
-}
-
-/// The executor, as soon as there is one and the status is `fit`.
-async fn wait_for_executor(
-    kernel: &KernelClient,
-    fit: impl Fn(&KernelStatus) -> bool,
-) -> Result<Executor, String> {
-    let until = Instant::now() + FAILOVER_WITHIN;
-    loop {
-        let status = kernel.show().await;
-        let executor = status.as_ref().ok().filter(|status| fit(status)).and_then(|status| {
-            let executor = status.replicas.iter().find(|r| r.role == ReplicaRole::Executor)?;
-            Some(Executor { replica: executor.replica, node: executor.node.clone() })
-        });
-        match executor {
-            Some(executor) => return Ok(executor),
-            None if Instant::now() >= until => {
-                let within = FAILOVER_WITHIN.as_secs();
-                return Err(format!("no replica executes within {within} s: {status:?}"));
-            }
-            None => sleep(POLL).await,
-        }
-    }
-}
-
-async fn show(kernel: &KernelClient) -> Result<KernelStatus, String> {
-    let until = Instant::now() + FAILOVER_WITHIN;
-    loop {
-        match kernel.show().await {
-            Ok(status) => return Ok(status),
-            Err(fault) if Instant::now() >= until => return Err(fault.to_string()),
-            Err(_) => sleep(POLL).await,
-        }
-    }
-}
-
-/// Waits until every node is up again, so that the next kernel finds three.
-async fn nodes_whole(cluster: &LocalCluster) -> Result<(), String> {
-    let until = Instant::now() + FAILOVER_WITHIN;
-    loop {
-        let list = cluster.client().control().list_nodes().await;
-        if list.is_ok_and(|list| list.nodes.iter().all(|node| node.health == NodeHealth::Up)) {
-            return Ok(());
-        }
-        if Instant::now() >= until {
-            return Err("the killed node did not come back".to_owned());
-        }
-        sleep(POLL).await;
-    }
 }
 
 struct Ran {

@@ -1,0 +1,191 @@
+//! A replica that sleeps: what it holds, what it answers, and what it wakes for.
+//!
+//! Owns: the feeds of the mailbox, a live Python process if there is one, and a summary. Never: a
+//! machine, a log, a timer.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use callboard_policy::hibernation::{Sleeping, wake_delay_ms};
+use callboard_protocol::{
+    Answer, NodeId, ReplicaId,
+    control::NodeHealth,
+    kernel::{KernelStatus, ReplicaRole},
+};
+use callboard_replicated::Dormant;
+use callboard_transport::Message;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Internal,
+    starting::{Kept, Tasks},
+    tell,
+};
+use crate::{NodeContext, requests};
+
+/// What is known of a kernel while it sleeps; part of the note on disk, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Summary {
+    pub(super) leader: ReplicaId,
+    pub(super) executor: Option<ReplicaId>,
+    pub(super) voters: BTreeMap<ReplicaId, NodeId>,
+    pub(super) spec_version: u64,
+    pub(super) status: KernelStatus,
+}
+
+impl Summary {
+    pub(super) fn encode(&self) -> Bytes {
+        // Writing plain data to memory cannot fail.
+        serde_json::to_vec(self).unwrap_or_default().into()
+    }
+
+    /// `None` if another version wrote it; the replica is opened then.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    pub(super) fn sleeping(&self, me: ReplicaId) -> Sleeping {
+        let voters = self.voters.clone();
+        Sleeping { me, leader: self.leader, executor: self.executor, voters }
+    }
+}
+
+/// Counts a replica among its node's sleepers for as long as it lives.
+#[derive(Debug)]
+pub(super) struct AsleepMark {
+    context: Arc<NodeContext>,
+    share: u64,
+}
+
+impl AsleepMark {
+    pub(super) fn set(context: Arc<NodeContext>, share: u64) -> Self {
+        context.stats.asleep.fetch_add(1, Ordering::Relaxed);
+        context.stats.asleep_digest.fetch_xor(share, Ordering::Relaxed);
+        Self { context, share }
+    }
+}
+
+impl Drop for AsleepMark {
+    fn drop(&mut self) {
+        self.context.stats.asleep.fetch_sub(1, Ordering::Relaxed);
+        self.context.stats.asleep_digest.fetch_xor(self.share, Ordering::Relaxed);
+    }
+}
+
+/// A replica that sleeps.
+#[derive(Debug)]
+pub struct Sleeper {
+    pub(super) kept: Kept,
+    pub(super) sleeping: Sleeping,
+    pub(super) dormant: Dormant,
+    /// Whether it waits its turn to wake for a lost executor.
+    pub(super) is_waking: bool,
+    /// Wakes it so that its kernel can be parked.
+    pub(super) alarm: Tasks,
+    pub(super) _mark: AsleepMark,
+}
+
+/// What a message means to a sleeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// It sleeps on.
+    Nothing,
+    /// It wakes and handles the message; why, for people.
+    Call(&'static str),
+}
+
+impl Sleeper {
+    pub(super) fn hear(&mut self, internal: &Internal) -> Heard {
+        match internal {
+            Internal::Bus(message) if requests::is_show(message) => self.answer_show(message),
+            Internal::Bus(_) => Heard::Call("a request"),
+            Internal::OwnBus(message) if requests::is_about_sleep(message) => Heard::Nothing,
+            Internal::OwnBus(_) => Heard::Call("a question of the group's leader"),
+            Internal::ParkDue => Heard::Call("it is to be parked"),
+            Internal::Called => Heard::Call("a message of another member"),
+            Internal::Python(life, _) if *life == self.kept.python_life => {
+                Heard::Call("its Python process")
+            }
+            // What was applied as it fell asleep.
+            Internal::Group(_) => Heard::Call("an entry of the log"),
+            Internal::Nodes => self.nodes_changed(),
+            Internal::WakeDue => {
+                self.is_waking = false;
+                let nodes = self.kept.args.context.nodes.borrow();
+                if self.sleeping.has_lost_its_executor(&nodes) {
+                    Heard::Call("the node of its executor is silent")
+                } else {
+                    Heard::Nothing
+                }
+            }
+            // Left over from when it was awake.
+            Internal::NeedsNoted(_)
+            | Internal::Python(..)
+            | Internal::Proposed(..)
+            | Internal::Stored(..)
+            | Internal::BaseReadable(..)
+            | Internal::RestoreRead(..)
+            | Internal::Membership
+            | Internal::MembershipChanged
+            | Internal::SleepAnswered { .. }
+            | Internal::StartPython
+            | Internal::Flush
+            | Internal::Tick => Heard::Nothing,
+        }
+    }
+
+    /// Prepares to wake if the executor's node is silent: not at once, since many groups may have
+    /// lost theirs with the same node.
+    pub(super) fn nodes_changed(&mut self) -> Heard {
+        let context = &self.kept.args.context;
+        let is_lost = self.sleeping.has_lost_its_executor(&context.nodes.borrow());
+        if is_lost && !self.is_waking {
+            self.is_waking = true;
+            let me = self.kept.me.clone();
+            let delay_ms = wake_delay_ms(self.kept.args.spec.kernel, &context.hibernation);
+            self.alarm.push(tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+                tell(&me, Internal::WakeDue);
+            }));
+        }
+        Heard::Nothing
+    }
+
+    /// An executor that sleeps still wants its kernel parked in time.
+    pub(super) fn wake_to_park(&mut self, parks_in_ms: Option<u64>) {
+        let Some(delay_ms) = parks_in_ms else { return };
+        let me = self.kept.me.clone();
+        self.alarm.push(tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+            tell(&me, Internal::ParkDue);
+        }));
+    }
+
+    /// Answers from the summary, if it is this replica's turn.
+    fn answer_show(&self, message: &Message) -> Heard {
+        let nodes = self.kept.args.context.nodes.borrow();
+        if !self.sleeping.answers(&nodes) {
+            return Heard::Nothing;
+        }
+        let Some(Summary { mut status, .. }) = Summary::decode(&self.dormant.note().summary) else {
+            return Heard::Call("a look at a kernel without a summary");
+        };
+        for replica in &mut status.replicas {
+            let view = nodes.nodes.get(&replica.node);
+            if view.is_some_and(|view| view.health != NodeHealth::Up) {
+                replica.role = ReplicaRole::Unreachable;
+            }
+        }
+        let voters = self.sleeping.voters.len() as u64;
+        let well = status.replicas.iter().filter(|it| it.role != ReplicaRole::Unreachable).count();
+        status.losses_survivable = (well as u64).saturating_sub(voters / 2 + 1);
+        if let Some(reply_to) = &message.reply_to {
+            self.kept.publisher.answer(reply_to, &Answer::Ok(status));
+        }
+        Heard::Nothing
+    }
+}

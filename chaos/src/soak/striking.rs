@@ -1,0 +1,87 @@
+//! The faults of a soak: one after the other, each on the kernel of a user drawn from the seed.
+
+use std::time::Duration;
+
+use callboard_protocol::KernelId;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::Shared;
+use crate::{
+    error::ChaosError,
+    fault::Target,
+    plan::Fault,
+    trial::{WHOLE_WITHIN, strangers},
+};
+
+/// Before the end, nothing strikes: the last kernels are to be judged.
+const QUIET_END: Duration = Duration::from_secs(20);
+/// How long the loss of a disk may keep the next one from being lost.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
+/// Pause between looks.
+const POLL: Duration = Duration::from_millis(500);
+
+/// A fault that struck.
+#[derive(Debug, Clone)]
+pub(super) struct Blow {
+    /// Seconds since the run began.
+    pub at_s: f64,
+    /// What was done to what.
+    pub what: String,
+}
+
+/// Strikes every so often until shortly before the end.
+pub(super) async fn strike_on(shared: &Shared<'_>, every: Duration) -> Vec<Blow> {
+    let mut rng = StdRng::seed_from_u64(shared.seed);
+    let mut blows = Vec::new();
+    let mut next = Instant::now() + every;
+    while next + QUIET_END < shared.until {
+        sleep_until(next).await;
+        next += every;
+        let at_s = shared.begun.elapsed().as_secs_f64();
+        match strike(shared, &mut rng).await {
+            Ok(what) => {
+                (shared.say)(&format!("[{at_s:6.1} s] {what}"));
+                blows.push(Blow { at_s, what });
+            }
+            Err(error) => (shared.say)(&format!("[{at_s:6.1} s] nothing struck: {error}")),
+        }
+        // A fault that lasted longer than the pause does not make the next ones come thicker.
+        next = next.max(Instant::now());
+    }
+    blows
+}
+
+async fn strike(shared: &Shared<'_>, rng: &mut StdRng) -> Result<String, ChaosError> {
+    let nobody =
+        || ChaosError::TooSlow { what: "a kernel to strike", within_s: 0, detail: String::new() };
+    let kernels = shared.kernels();
+    let (kernel, python) = *kernels.choose(rng).ok_or_else(nobody)?;
+    let mut fault = *shared.faults.choose(rng).ok_or_else(nobody)?;
+    if fault.destroys() && !settled(shared, &kernels).await {
+        // A second disk must not go before the first one's replicas are elsewhere.
+        fault = Fault::KillNode;
+    }
+    let status = shared.cluster.client().kernel(kernel).show().await;
+    let status = status.map_err(ChaosError::refused("look at a kernel"))?;
+    let spared = Some(&shared.spared);
+    let target = Target::find(shared.cluster, fault, &status, python, spared).await?;
+    let struck = target.seeded(rng.random()).strike(shared.cluster).await?;
+    let what = format!("{fault}: {}", struck.what);
+    struck.heal(shared.cluster).await?;
+    shared.cluster.all_up(WHOLE_WITHIN).await?;
+    Ok(what)
+}
+
+/// Whether every kernel has all its members where they belong, soon.
+async fn settled(shared: &Shared<'_>, kernels: &[(KernelId, u32)]) -> bool {
+    let all = async {
+        for (kernel, _) in kernels {
+            // A kernel that was given up meanwhile has no members.
+            while strangers(shared.cluster, *kernel).await.is_ok_and(|found| !found.is_empty()) {
+                sleep(POLL).await;
+            }
+        }
+    };
+    timeout(SETTLED_WITHIN, all).await.is_ok()
+}
