@@ -10,7 +10,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use callboard_policy::{environment::EnvironmentMatch, failure::NodesView, repair::RepairLimits};
 use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Envelope, Epoch, Fault, FaultCode, KernelId, NodeId, ReplicaId,
-    Subject, SubjectPattern, control::NodeHealth,
+    Subject, SubjectPattern,
+    control::{ListKernels, NodeHealth},
 };
 use callboard_replicated::Group;
 use callboard_transport::{Bus, Lanes, Message, typed};
@@ -236,7 +237,13 @@ async fn respond(context: &Context, message: &Message) {
             };
             typed::answer(bus, message, result).await
         }
-        "list_kernels" => typed::answer(bus, message, Ok(handlers::list_kernels(context))).await,
+        "list_kernels" => {
+            // Nothing, as older clients send it, asks for the first page.
+            let asked = typed::decode::<Option<ListKernels>>(message);
+            let listed =
+                asked.map(|asked| handlers::list_kernels(context, &asked.unwrap_or_default()));
+            typed::answer(bus, message, listed).await
+        }
         "find_kernel" => {
             let found = typed::decode(message)
                 .and_then(|request| handlers::find(context, envelope, &request));

@@ -16,9 +16,11 @@ use serde::{Deserialize, Serialize};
 
 pub use command::{Command, Outcome, Refusal};
 
-/// Kernels one owner may have at a time. Each costs a Raft group and a Python process per replica;
-/// a hundred fill a large host.
-pub const KERNELS_PER_OWNER_MAX: usize = 100;
+/// Kernels one owner may have at a time. A kernel that hibernates costs each of its nodes some tens
+/// of KiB, so this guards the copies of the desired state (half a KiB each) against a client that
+/// starts kernels in a loop; what a node can run at once is bounded by its memory. It is a constant,
+/// as every copy must decide alike.
+pub const KERNELS_PER_OWNER_MAX: usize = 10_000;
 /// Ids of stopped kernels that are remembered one by one: a few MiB of snapshot. Older ones are
 /// covered by [`DesiredState::is_below_floor`].
 pub const TOMBSTONES_MAX: usize = 100_000;

@@ -6,8 +6,8 @@ use callboard_policy::placement::{PlacementRequest, place};
 use callboard_protocol::{
     Envelope, Epoch, Fault, FaultCode, NodeId,
     control::{
-        FindKernel, HeldRepair, KernelList, KernelSpec, MemberChange, MemberChanged, NodeHealth,
-        NodeList, NoteNeeds, StartKernel, StopKernel,
+        FindKernel, HeldRepair, KernelList, KernelSpec, ListKernels, MemberChange, MemberChanged,
+        NodeHealth, NodeList, NoteNeeds, StartKernel, StopKernel,
     },
 };
 use callboard_replicated::ProposeError;
@@ -16,6 +16,7 @@ use crate::{
     actor::Context,
     desired::{Command, Outcome},
     find::find_kernel,
+    listing,
     request::{RegisterNode, Registered, check_start},
     view::{cluster_view, node_list},
 };
@@ -100,9 +101,8 @@ pub(crate) async fn note_needs(context: &Context, request: NoteNeeds) -> Result<
     }
 }
 
-pub(crate) fn list_kernels(context: &Context) -> KernelList {
-    let kernels = context.args.group.read(|state| state.kernels().values().cloned().collect());
-    KernelList { kernels }
+pub(crate) fn list_kernels(context: &Context, asked: &ListKernels) -> KernelList {
+    context.args.group.read(|state| listing::page(state, asked))
 }
 
 pub(crate) fn find(

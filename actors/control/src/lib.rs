@@ -11,6 +11,7 @@ mod desired;
 mod environments;
 mod find;
 mod handlers;
+mod listing;
 mod membership;
 mod repair;
 mod request;

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use callboard_policy::repair::{Change, Repair, RepairLimits, RepairPacer, plan_repairs};
+use callboard_policy::{
+    failure::NodesView,
+    repair::{Change, Repair, RepairLimits, RepairPacer, plan_repairs},
+};
 use callboard_protocol::{
     DiskId, KernelId, NodeId, ReplicaId,
     control::{KernelSpec, Standing},
@@ -27,6 +30,9 @@ use crate::{
 const LAG_ENTRIES_MAX: u64 = 64;
 /// How long one change of the system group's members may take before it is looked at again.
 const MEMBER_CHANGE_WITHIN: Duration = Duration::from_secs(10);
+/// How long a look at which nothing was to be done counts, if nothing has changed: going through a
+/// thousand entries twice a second would be most of what an idle cluster does.
+const LOOK_COUNTS_FOR: Duration = Duration::from_secs(10);
 /// Lost members remembered at a time; their nodes say it again, so that forgetting some is safe.
 const LOST_MEMBERS_MAX: usize = 4_096;
 
@@ -40,6 +46,8 @@ pub(crate) struct RepairMemory {
     lost: Mutex<BTreeMap<(KernelId, ReplicaId), String>>,
     /// Kernels whose repair waited in the last round, and why.
     held: Mutex<BTreeMap<KernelId, String>>,
+    /// What was seen when nothing was to be done, and when.
+    settled: Mutex<Option<(Instant, u64, NodesView)>>,
 }
 
 impl RepairMemory {
@@ -49,6 +57,7 @@ impl RepairMemory {
             pacer: Mutex::new(RepairPacer::new(limits)),
             lost: Mutex::default(),
             held: Mutex::default(),
+            settled: Mutex::default(),
         }
     }
 
@@ -58,6 +67,8 @@ impl RepairMemory {
         if lost.len() < LOST_MEMBERS_MAX {
             lost.insert((kernel, replica), why);
         }
+        drop(lost);
+        self.settle(None);
     }
 
     /// The lost members that still have to be replaced.
@@ -78,6 +89,19 @@ impl RepairMemory {
 
     fn set_held(&self, held: BTreeMap<KernelId, String>) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+
+    /// Whether nothing was to be done at the last look and nothing has changed since.
+    fn is_settled(&self, revision: u64, nodes: &NodesView) -> bool {
+        let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        settled.as_ref().is_some_and(|(since, then, seen)| {
+            since.elapsed() < LOOK_COUNTS_FOR && *then == revision && seen.says_the_same_as(nodes)
+        })
+    }
+
+    fn settle(&self, seen: Option<(u64, NodesView)>) {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        *settled = seen.map(|(revision, nodes)| (Instant::now(), revision, nodes));
     }
 
     /// A repair has begun.
@@ -162,6 +186,10 @@ async fn repair_kernels(context: &Context) {
     let environments = context.environments.get();
     let nodes = context.args.nodes.borrow().clone();
     let now_ms = memory.now_ms();
+    let revision = context.args.group.read(DesiredState::revision);
+    if memory.is_settled(revision, &nodes) {
+        return;
+    }
     let (plan, lost) = context.args.group.read(|state| {
         let lost = memory.lost(state);
         let specs: Vec<KernelSpec> =
@@ -170,6 +198,8 @@ async fn repair_kernels(context: &Context) {
         let pacer = memory.pacer.lock().unwrap_or_else(PoisonError::into_inner);
         (plan_repairs(&specs, &nodes, &cluster, now_ms, &pacer), lost)
     });
+    let is_calm = plan.frozen.is_none() && plan.repairs.is_empty() && plan.held.is_empty();
+    memory.settle(is_calm.then(|| (revision, nodes.clone())));
     for held in &plan.held {
         tracing::debug!(kernel = %held.kernel, reason = %held.reason, "repair waits");
     }

@@ -84,11 +84,16 @@ impl NodesView {
         })
     }
 
-    /// Whether nothing differs that anybody acts on: who is up, in which life, with which disk.
+    /// Whether nothing differs that anybody acts on: who is up, in which life, with which disk and
+    /// Python.
     #[must_use]
     pub fn says_the_same_as(&self, other: &Self) -> bool {
         let of_node = |(node, view): (&NodeId, &NodeView)| {
-            (node.clone(), view.health, view.incarnation, view.disk, view.how.clone())
+            let beat = view.last_beat.as_ref();
+            let problem = beat.and_then(|beat| beat.python_problem.clone());
+            let environment = beat.and_then(|beat| beat.environment.clone());
+            let how = view.how.clone();
+            (node.clone(), view.health, view.incarnation, view.disk, how, problem, environment)
         };
         self.outage == other.outage
             && self.nodes.len() == other.nodes.len()

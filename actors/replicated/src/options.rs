@@ -21,6 +21,18 @@ pub struct RaftTiming {
     pub election_timeout_max_ms: u64,
 }
 
+impl RaftTiming {
+    /// A clock that runs so many times slower.
+    #[must_use]
+    pub fn slower(&self, times: u64) -> Self {
+        Self {
+            heartbeat_interval_ms: self.heartbeat_interval_ms.saturating_mul(times),
+            election_timeout_min_ms: self.election_timeout_min_ms.saturating_mul(times),
+            election_timeout_max_ms: self.election_timeout_max_ms.saturating_mul(times),
+        }
+    }
+}
+
 impl Default for RaftTiming {
     fn default() -> Self {
         Self {
@@ -63,6 +75,8 @@ pub struct GroupOptions<M> {
     pub found: Option<BTreeMap<ReplicaId, NodeId>>,
     /// Entries after which a snapshot is written.
     pub snapshot_every_entries: u64,
+    /// Raft's clock, if it is another than the node's.
+    pub timing: Option<RaftTiming>,
     /// Bytes of commands after which a snapshot is written.
     pub snapshot_every_bytes: u64,
     /// Runs before a snapshot is written: makes durable what the snapshot names.
@@ -77,6 +91,7 @@ impl<M> GroupOptions<M> {
             initial,
             found: None,
             snapshot_every_entries: 2000,
+            timing: None,
             snapshot_every_bytes: 16 << 20,
             before_snapshot: None,
         }

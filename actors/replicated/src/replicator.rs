@@ -20,7 +20,7 @@ use crate::{
     disk::Disk,
     group::{Group, GroupInner, views},
     machine::{Applied, Machine},
-    options::{GroupOptions, OpenError, ReplicatorOptions},
+    options::{GroupOptions, OpenError, RaftTiming, ReplicatorOptions},
     proposer::{Proposer, QUEUE_DEPTH_MAX},
     raft::{
         log_store::{Covered, LogStore},
@@ -121,6 +121,12 @@ impl Replicator {
     #[must_use]
     pub fn node(&self) -> &NodeId {
         &self.inner.node
+    }
+
+    /// Raft's clock on this node.
+    #[must_use]
+    pub fn timing(&self) -> &RaftTiming {
+        &self.inner.options.timing
     }
 
     /// Groups with records in the node's log.
@@ -253,7 +259,8 @@ impl Replicator {
             None => self.listen(&group, replica_id).await?,
         };
         let every = options.snapshot_every_entries.min(inner.options.snapshot_every_entries_max);
-        let config = self.raft_config(&group, every).map_err(raft_error)?;
+        let config =
+            self.raft_config(&group, every, options.timing.as_ref()).map_err(raft_error)?;
         let links = Links { wire: wire.clone(), log: log.clone() };
         let raft = Raft::new(replica_id.0, Arc::new(config), links, log.clone(), replica.clone())
             .await
@@ -341,8 +348,13 @@ impl Replicator {
         Ok((machine, meta))
     }
 
-    fn raft_config(&self, group: &GroupId, snapshot_every_entries: u64) -> Result<Config, String> {
-        let timing = &self.inner.options.timing;
+    fn raft_config(
+        &self,
+        group: &GroupId,
+        snapshot_every_entries: u64,
+        timing: Option<&RaftTiming>,
+    ) -> Result<Config, String> {
+        let timing = timing.unwrap_or(&self.inner.options.timing);
         Config {
             cluster_name: format!("{}/{group}", self.inner.cluster),
             heartbeat_interval: timing.heartbeat_interval_ms,

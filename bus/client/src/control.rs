@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use callboard_protocol::{
     ActorKind, Fault, FaultCode, KernelId, NodeId, Subject,
-    control::{FindKernel, KernelList, KernelSpec, NodeList, StartKernel, StopKernel},
+    control::{FindKernel, KernelList, KernelSpec, ListKernels, NodeList, StartKernel, StopKernel},
     node::Kill,
 };
 use callboard_transport::typed::ask;
@@ -59,7 +59,17 @@ impl ControlClient {
     /// # Errors
     /// As [`Self::start_kernel`].
     pub async fn list_kernels(&self) -> Result<KernelList, Fault> {
-        self.verb("list_kernels", &()).await
+        let mut all = KernelList::default();
+        let mut after = None;
+        loop {
+            let page: KernelList = self.verb("list_kernels", &ListKernels { after }).await?;
+            all.kernels.extend(page.kernels);
+            // A page that does not lead on would be asked for again and again.
+            match page.next.filter(|next| Some(*next) > after) {
+                Some(next) => after = Some(next),
+                None => return Ok(all),
+            }
+        }
     }
 
     /// One kernel, by id, name or unambiguous start of an id.

@@ -90,11 +90,25 @@ pub struct FindKernel {
     pub text: String,
 }
 
-/// What `list_kernels` answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What `list_kernels` takes; nothing asks for the first page.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListKernels {
+    /// The last kernel of the page before, as [`KernelList::next`] named it.
+    #[serde(default)]
+    pub after: Option<KernelId>,
+}
+
+/// What `list_kernels` answers: as many kernels as fit into one message, in order of their ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelList {
-    /// Every kernel that should exist.
+    /// Kernels that should exist.
     pub kernels: Vec<KernelSpec>,
+    /// If there are more, what to ask for next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<KernelId>,
+    /// The same for people whose client does not ask for more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// A kernel that should exist.
@@ -236,12 +250,12 @@ pub struct NodeStatus {
     /// Digest of its Python environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
-    /// Its stock of Python processes.
-    #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
-    pub python_stock: PythonStock,
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub asleep: u32,
+    /// Its stock of Python processes.
+    #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
+    pub python_stock: PythonStock,
 }
 
 fn is_zero(number: &u32) -> bool {

@@ -35,12 +35,27 @@ pub struct Beat {
     /// Digest of its Python environment, once that is known; the verb `environment` tells the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
-    /// Its stock of Python processes.
-    #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
-    pub python_stock: PythonStock,
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "Asleep::is_none")]
     pub asleep: Asleep,
+    /// Its stock of Python processes.
+    #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
+    pub python_stock: PythonStock,
+}
+
+/// A node's replicas that sleep and so say nothing themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asleep {
+    /// How many.
+    pub count: u32,
+    /// Of kernel, replica, last index and Raft term of each, whatever their order.
+    pub digest: u64,
+}
+
+impl Asleep {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Python processes that a node has started ahead of demand.
@@ -61,21 +76,6 @@ impl PythonStock {
     /// Whether there is neither stock nor zygote.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// A node's replicas that sleep and so say nothing themselves.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asleep {
-    /// How many.
-    pub count: u32,
-    /// Of kernel, replica, last index and Raft term of each, whatever their order.
-    pub digest: u64,
-}
-
-impl Asleep {
-    fn is_none(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -208,7 +208,11 @@ fn control_messages_keep_their_first_version() {
         needs: None,
         options: KernelOptions::default(),
     };
-    holds("kernel_list", &KernelList { kernels: vec![spec.clone()] });
+    let list = KernelList { kernels: vec![spec.clone()], next: None, hint: None };
+    holds("kernel_list", &list);
+    let hint = Some("there are more".to_owned());
+    holds("kernel_list_page", &KernelList { next: Some(kernel), hint, ..list });
+    holds("list_kernels", &ListKernels { after: Some(kernel) });
     let options = KernelOptions { standby: Some(Standby::Thin), parked: false };
     holds("kernel_spec_options", &KernelSpec { options, ..spec });
     let status = NodeStatus {
@@ -223,8 +227,8 @@ fn control_messages_keep_their_first_version() {
         running_cells: 1,
         python_problem: None,
         environment: None,
-        python_stock: PythonStock::default(),
         asleep: 0,
+        python_stock: PythonStock::default(),
     };
     holds("node_status_asleep", &NodeStatus { asleep: 3, ..status.clone() });
     let (outage, epoch) = (Some("2 of 3 nodes are silent".to_owned()), Epoch(7));
@@ -361,14 +365,14 @@ fn node_messages_keep_their_first_version() {
         suspects: vec![node(2)],
         python_problem: Some("no ipykernel".to_owned()),
         environment: None,
-        python_stock: PythonStock::default(),
         asleep: Asleep::default(),
+        python_stock: PythonStock::default(),
     };
     holds("beat", &beat);
-    let python_stock = PythonStock { ready: 3, target: 4, zygote_pid: Some(4712), preloaded: 2 };
-    holds("beat_with_stock", &Beat { python_stock, ..beat.clone() });
     let asleep = Asleep { count: 2, digest: 0x1234_5678_9abc_def0 };
-    holds("beat_asleep", &Beat { asleep, ..beat });
+    holds("beat_asleep", &Beat { asleep, ..beat.clone() });
+    let python_stock = PythonStock { ready: 3, target: 4, zygote_pid: Some(4712), preloaded: 2 };
+    holds("beat_with_stock", &Beat { python_stock, ..beat });
 }
 
 #[test]

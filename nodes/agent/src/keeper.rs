@@ -80,6 +80,9 @@ pub(crate) struct KeeperState {
     /// Members that ran here in an earlier life and have no log any more.
     without_log: BTreeSet<MemberKey>,
     not_before: BTreeMap<MemberKey, Instant>,
+    /// What was seen when there was nothing to do: the revision of the desired state and the number
+    /// of damaged logs.
+    settled: Option<(u64, usize)>,
     _tasks: JoinSet<()>,
 }
 
@@ -111,6 +114,7 @@ impl Actor for Keeper {
             noted,
             without_log,
             not_before: BTreeMap::new(),
+            settled: None,
             _tasks: tasks,
         })
     }
@@ -121,6 +125,9 @@ impl Actor for Keeper {
         message: KeeperMsg,
         state: &mut KeeperState,
     ) -> Result<(), ActorProcessingErr> {
+        if !matches!(message, KeeperMsg::Look) {
+            state.settled = None;
+        }
         match message {
             KeeperMsg::Look => state.look().await,
             KeeperMsg::Abandoned(name) => state.abandoned(&name).await,
@@ -171,7 +178,12 @@ fn child_name((kernel, replica): MemberKey) -> String {
 
 impl KeeperState {
     async fn look(&mut self) {
+        let seen = self.seen();
+        if self.settled == Some(seen) {
+            return;
+        }
         let tasks = self.plan();
+        self.settled = tasks.is_empty().then_some(seen);
         let mut starts = Vec::new();
         for task in tasks {
             match task {
@@ -187,9 +199,14 @@ impl KeeperState {
         }
     }
 
+    fn seen(&self) -> (u64, usize) {
+        let revision = self.args.group.read(DesiredState::revision);
+        (revision, self.args.replicator.corrupt_groups().len())
+    }
+
     fn plan(&self) -> Vec<Task> {
         let args = &self.args;
-        let running = self.running.iter().map(|(key, it)| (*key, it.spec.get().version)).collect();
+        let running = self.running.iter().map(|(key, it)| (*key, it.spec.version())).collect();
         let corrupt: BTreeSet<KernelId> = args
             .replicator
             .corrupt_groups()

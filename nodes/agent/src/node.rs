@@ -38,6 +38,9 @@ use crate::{
     replicas::{ReplicaFactory, Roster},
 };
 
+/// How many times slower than a kernel's the system group's clock runs. Its heartbeats are most of
+/// what an idle cluster says; and while it has no leader, cells run on and clients ask again.
+const SYSTEM_CLOCK_SLOWER: u64 = 3;
 /// How long the replica supervisor may take to stop them all, Python processes included.
 const REPLICAS_STOP_WITHIN: Duration = Duration::from_secs(30);
 
@@ -345,6 +348,7 @@ async fn open(replicator: &Replicator, membership: &Membership) -> Result<System
         membership.founders.iter().map(|it| (it.member, it.node.clone())).collect();
     let options = GroupOptions {
         found: (!founders.is_empty()).then_some(founders),
+        timing: Some(replicator.timing().slower(SYSTEM_CLOCK_SLOWER)),
         ..GroupOptions::new(DesiredState::default())
     };
     replicator.open_group(GroupId::system(), membership.member, options).await

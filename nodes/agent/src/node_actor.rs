@@ -234,8 +234,8 @@ impl NodeState {
             suspects,
             python_problem,
             environment: args.environment.borrow().as_ref().map(|it| it.id.clone()),
-            python_stock: args.factory.python_stock(),
             asleep: args.factory.asleep(),
+            python_stock: args.factory.python_stock(),
         };
         let subject = Subject::event(&args.cluster, ActorKind::Node, &args.node, "beat");
         let envelope = Envelope { epoch, ..Envelope::default() };

@@ -34,14 +34,14 @@ pub trait ReplicaFactory: Send + Sync + 'static {
     /// Cells that run on this node now.
     fn running_cells(&self) -> u32;
 
-    /// The node's stock of Python processes.
-    fn python_stock(&self) -> PythonStock {
-        PythonStock::default()
-    }
-
     /// Replicas that sleep on this node now.
     fn asleep(&self) -> Asleep {
         Asleep::default()
+    }
+
+    /// The node's stock of Python processes.
+    fn python_stock(&self) -> PythonStock {
+        PythonStock::default()
     }
 }
 
@@ -76,6 +76,12 @@ impl SharedSpec {
     #[must_use]
     pub fn get(&self) -> KernelSpec {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its version.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).version
     }
 
     /// A newer entry.

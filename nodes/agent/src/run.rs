@@ -234,6 +234,21 @@ async fn start(
     RunningNode::start(parts, make_factory).await
 }
 
+/// The disk that log and snapshots are on.
+fn disk(options: &NodeOptions, root: &Path) -> Arc<dyn Disk> {
+    let real = Arc::new(RealDisk::new(root));
+    if !options.disk_faults {
+        return real;
+    }
+    tracing::warn!("this node's disk fails when it is told to: it must hold nothing of value");
+    let kill_now: KillProcess = Arc::new(|| {
+        if let Err(error) = kill(Pid::this(), Signal::SIGKILL) {
+            tracing::error!(%error, "cannot kill this process");
+        }
+    });
+    Arc::new(FaultyDisk::new(real, root.join(DISK_FAULTS_FILE), kill_now))
+}
+
 /// The source of Python processes; without a zygote if there can be none.
 fn python_pool(options: &NodeOptions, package_dir: PathBuf, run_dir: &Path) -> PythonPool {
     let config = PythonConfig {
@@ -248,21 +263,6 @@ fn python_pool(options: &NodeOptions, package_dir: PathBuf, run_dir: &Path) -> P
             PythonPool::bare(config, run_dir)
         }
     }
-}
-
-/// The disk that log and snapshots are on.
-fn disk(options: &NodeOptions, root: &Path) -> Arc<dyn Disk> {
-    let real = Arc::new(RealDisk::new(root));
-    if !options.disk_faults {
-        return real;
-    }
-    tracing::warn!("this node's disk fails when it is told to: it must hold nothing of value");
-    let kill_now: KillProcess = Arc::new(|| {
-        if let Err(error) = kill(Pid::this(), Signal::SIGKILL) {
-            tracing::error!(%error, "cannot kill this process");
-        }
-    });
-    Arc::new(FaultyDisk::new(real, root.join(DISK_FAULTS_FILE), kill_now))
 }
 
 /// Three connections of the node's user; waits for a broker that is down.

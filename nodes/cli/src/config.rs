@@ -255,6 +255,11 @@ impl ClusterConfig {
                 self.carry_files_total_max_mib
             ),
         );
+        let segment = self.log_segment_mb;
+        check(
+            segment <= LOG_SEGMENT_MAX_MB,
+            format!("log_segment_mb is {segment}; use at most {LOG_SEGMENT_MAX_MB}"),
+        );
         let (least, most) = (self.pool_min, self.pool_max);
         check(least <= most, format!("pool_max is {most}; it must not be below pool_min, {least}"));
         let is_module = |word: &str| {
@@ -267,11 +272,6 @@ impl ClusterConfig {
         for word in self.zygote_preload.split_whitespace().filter(|word| !is_module(word)) {
             check(false, format!("zygote_preload: '{word}' is no name of a Python module"));
         }
-        let segment = self.log_segment_mb;
-        check(
-            segment <= LOG_SEGMENT_MAX_MB,
-            format!("log_segment_mb is {segment}; use at most {LOG_SEGMENT_MAX_MB}"),
-        );
         let endpoint = &self.otlp_endpoint;
         let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         check(
@@ -396,11 +396,11 @@ mod tests {
         assert_eq!(config.election_timeout_max_ms, timing.election_timeout_max_ms);
         assert_eq!(config.suspect_after_ms, failure.suspect_after_ms);
         assert_eq!(config.gone_after_ms, failure.gone_after_ms);
+        let hibernation = HibernationConfig::default();
+        assert_eq!(config.hibernate_after_s * 1000, hibernation.after_ms);
         let pool = PoolBounds::default();
         assert_eq!(usize::from(config.pool_min), pool.processes_min);
         assert_eq!(usize::from(config.pool_max), pool.processes_max);
-        let hibernation = HibernationConfig::default();
-        assert_eq!(config.hibernate_after_s * 1000, hibernation.after_ms);
     }
 
     #[test]

@@ -74,15 +74,15 @@ pub async fn run(args: NodeArgs) -> Outcome {
         bootstrap: args.bootstrap,
         adopt_directory: args.adopt_directory,
         python,
+        hibernation: HibernationConfig {
+            after_ms: config.hibernate_after_s.saturating_mul(1000),
+            ..HibernationConfig::default()
+        },
         zygote_preload: config.zygote_preload,
         pool: PoolBounds {
             processes_min: usize::from(config.pool_min),
             processes_max: usize::from(config.pool_max),
             ..PoolBounds::default()
-        },
-        hibernation: HibernationConfig {
-            after_ms: config.hibernate_after_s.saturating_mul(1000),
-            ..HibernationConfig::default()
         },
         upkeep: UpkeepConfig {
             standby: config.standby_python,

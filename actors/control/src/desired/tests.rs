@@ -124,11 +124,11 @@ fn an_owner_has_at_most_the_limit_of_kernels() {
     for n in 0..KERNELS_PER_OWNER_MAX as u128 {
         spec(state.apply(1, start(n, "ada", None)));
     }
-    let refusal = refused(state.apply(1, start(1_000, "ada", None)));
+    let refusal = refused(state.apply(1, start(20_000, "ada", None)));
     assert_eq!(refusal, Refusal::TooMany { owner: owner("ada") });
-    spec(state.apply(1, start(1_001, "bob", None)));
+    spec(state.apply(1, start(20_001, "bob", None)));
     state.apply(1, stop(0));
-    spec(state.apply(1, start(1_002, "ada", None)));
+    spec(state.apply(1, start(20_002, "ada", None)));
 }
 
 #[test]

@@ -28,8 +28,8 @@ fn beat(number: usize, incarnation: u64, at_ms: u64) -> Beat {
         suspects: vec![],
         python_problem: None,
         environment: None,
-        python_stock: Default::default(),
         asleep: Default::default(),
+        python_stock: Default::default(),
     }
 }
 

@@ -47,7 +47,7 @@ const LOG_TAIL_LINES: usize = 8;
 #[derive(Debug)]
 pub struct LocalCluster {
     client: Client,
-    _up: Up,
+    up: Up,
     directory: TempDir,
 }
 
@@ -57,10 +57,22 @@ impl LocalCluster {
     /// # Errors
     /// A [`Failure`] with the end of its log if it does not come up.
     pub async fn start(nodes: u16, options: &Options) -> Result<Self, Failure> {
+        Self::start_with(nodes, options, &[]).await
+    }
+
+    /// The same with settings in its environment, such as `CALLBOARD_PARK_AFTER_S`.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        nodes: u16,
+        options: &Options,
+        settings: &[(&str, &str)],
+    ) -> Result<Self, Failure> {
         let directory = folder(options)?;
         say(&format!("starting {nodes} nodes in {}", directory.path().display()));
         let log = directory.path().join("up.log");
-        let up = Up::spawn(directory.path(), &log, nodes, options);
+        let up = Up::spawn(directory.path(), &log, nodes, options, settings);
         let mut up = up.map_err(|error| {
             Failure::environment(format!("cannot start `callboard up`: {error}"))
         })?;
@@ -76,13 +88,19 @@ impl LocalCluster {
         let client = Client::connect(&credentials)
             .await
             .map_err(|error| Failure::new(Exit::Unavailable, error))?;
-        Ok(Self { client, _up: up, directory })
+        Ok(Self { client, up, directory })
     }
 
     /// A connection as its operator.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The process of `callboard up`, which started everything else.
+    #[must_use]
+    pub fn up_pid(&self) -> u32 {
+        self.up.child.id()
     }
 
     /// Its folder.
@@ -135,6 +153,7 @@ impl Up {
         log: &Path,
         nodes: u16,
         options: &Options,
+        settings: &[(&str, &str)],
     ) -> Result<Self, std::io::Error> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--output", "json", "up", "--port", "0", "--data"]).arg(data);
@@ -143,6 +162,7 @@ impl Up {
             command.arg("--python").arg(python);
         }
         let child = command
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(log)?)

@@ -3,11 +3,13 @@
 pub mod cells;
 pub mod chaos;
 mod failover;
+pub mod idle;
 pub mod local_cluster;
 pub mod notebooks;
 pub mod options;
 pub mod report;
 pub mod soak;
+pub mod start;
 pub mod state;
 pub mod stats;
 
@@ -61,6 +63,8 @@ fn registry() -> Vec<Box<dyn Bench>> {
         Box::new(chaos::Chaos),
         Box::new(notebooks::Notebooks),
         Box::new(soak::Soak),
+        Box::new(idle::Idle),
+        Box::new(start::Start),
         Box::new(state::State),
     ]
 }
