@@ -11,7 +11,7 @@ use callboard_policy::{environment::EnvironmentMatch, failure::NodesView, repair
 use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Envelope, Epoch, Fault, FaultCode, KernelId, NodeId, ReplicaId,
     Subject, SubjectPattern,
-    control::{ListKernels, NodeHealth},
+    control::{KernelLimits, ListKernels, NodeHealth},
 };
 use callboard_replicated::Group;
 use callboard_transport::{Bus, Lanes, Message, typed};
@@ -54,6 +54,8 @@ pub struct ControlArgs {
     pub repair_limits: RepairLimits,
     /// How alike the Python environments of a kernel's nodes have to be.
     pub environment_match: EnvironmentMatch,
+    /// The most that kernels may ask for.
+    pub limits_max: KernelLimits,
 }
 
 /// What the control actor is told, all by its own tasks.

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use callboard_policy::placement::{PlacementRequest, place};
+use callboard_policy::{
+    limits,
+    placement::{PlacementRequest, place},
+};
 use callboard_protocol::{
     Envelope, Epoch, Fault, FaultCode, NodeId,
     control::{
@@ -30,6 +33,9 @@ pub(crate) async fn start_kernel(
     request: StartKernel,
 ) -> Result<KernelSpec, Fault> {
     check_start(&request)?;
+    if let Some(refusal) = limits::refusal(&request.settings.limits, &context.args.limits_max) {
+        return Err(Fault::new(FaultCode::BadRequest, refusal));
+    }
     let StartKernel { kernel, name, replicas, options, settings } = request;
     let owner = envelope.owner.clone();
     context.learn_environments().await;

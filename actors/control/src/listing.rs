@@ -64,6 +64,7 @@ mod tests {
                     replicas: 3,
                     places: vec![place.clone()],
                     options: Default::default(),
+                    settings: Default::default(),
                 },
             );
         }

@@ -91,7 +91,10 @@ mod tests {
     #[test]
     fn a_directory_is_an_absolute_path() {
         let start = |directory: &str| {
-            let settings = KernelSettings { directory: Some(directory.to_owned()) };
+            let settings = KernelSettings {
+                directory: Some(directory.to_owned()),
+                ..KernelSettings::default()
+            };
             check_start(&StartKernel {
                 kernel: KernelId::generate(),
                 name: None,

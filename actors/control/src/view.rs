@@ -67,6 +67,7 @@ fn status(node: &NodeId, disk: DiskId, view: Option<&NodeView>) -> NodeStatus {
         running_cells: beat.map_or(0, |beat| beat.running_cells),
         python_problem: beat.and_then(|beat| beat.python_problem.clone()),
         environment: beat.and_then(|beat| beat.environment.clone()),
+        unenforced: beat.map(|beat| beat.unenforced.clone()).unwrap_or_default(),
         asleep: beat.map_or(0, |beat| beat.asleep.count),
         python_stock: beat.map(|beat| beat.python_stock).unwrap_or_default(),
     }

@@ -28,7 +28,7 @@ use callboard_policy::{
 };
 use callboard_protocol::{
     ClusterId, Incarnation, NodeId, ReplicaId,
-    control::{KernelOptions, KernelSpec, Standby},
+    control::{KernelLimits, KernelOptions, KernelSpec, Standby},
     environment::Environment,
 };
 use callboard_replicated::{ChunkExchange, ChunkStore, Replicator};
@@ -36,7 +36,7 @@ use callboard_transport::Lanes;
 use tokio::sync::watch;
 
 pub use machine::KernelMachine;
-pub use python::{FileOptions, PipPolicy, PythonConfig, PythonPool};
+pub use python::{Cgroups, FileOptions, PipPolicy, PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
 
 /// What a replica needs of the node it lives on.
@@ -62,6 +62,8 @@ pub struct NodeContext {
     pub python: PythonPool,
     /// Where the files of sessions are.
     pub files: FileOptions,
+    /// What limits its kernels' processes have.
+    pub confinement: Confinement,
     /// How kernels are kept that have nothing to do.
     pub upkeep: UpkeepConfig,
     /// Where sockets and pid files go; private to the node.
@@ -98,6 +100,15 @@ impl UpkeepConfig {
             parks_with_refused: self.park_with_refused,
         }
     }
+}
+
+/// What limits the processes of a node's kernels have.
+#[derive(Debug, Clone)]
+pub struct Confinement {
+    /// How they are enforced.
+    pub cgroups: Cgroups,
+    /// The most that a kernel may have.
+    pub most: KernelLimits,
 }
 
 /// What a node reports of its load.

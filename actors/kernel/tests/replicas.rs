@@ -17,8 +17,8 @@ use std::{
 
 use callboard_client::{Client, ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_kernel::{
-    FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool, Replica, ReplicaArgs,
-    ReplicaMsg, UpkeepConfig,
+    Cgroups, Confinement, FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool, Replica,
+    ReplicaArgs, ReplicaMsg, UpkeepConfig,
     python::{Zygote, unpack_package},
 };
 use callboard_policy::{
@@ -186,6 +186,10 @@ impl Cluster {
             environment: watch::channel(None).1,
             environment_match: EnvironmentMatch::default(),
             files: FileOptions::new(directory.join("work")),
+            confinement: Confinement {
+                cgroups: Cgroups::prepare(&directory.join("no-cgroups"), "test"),
+                most: Default::default(),
+            },
             run_dir,
             nodes: self.nodes.subscribe(),
             hibernation: self.hibernation,

@@ -6,6 +6,7 @@ mod chance;
 pub mod environment;
 pub mod failure;
 pub mod hibernation;
+pub mod limits;
 pub mod placement;
 pub mod prewarm;
 pub mod repair;

@@ -37,6 +37,31 @@ pub struct KernelSettings {
     /// session's own, whose files travel.
     #[serde(default)]
     pub directory: Option<String>,
+    /// Limits of its own, within those that the cluster sets.
+    #[serde(default)]
+    pub limits: KernelLimits,
+}
+
+/// Limits of a kernel's processes; `None` is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KernelLimits {
+    /// Memory of all its processes together, in MiB.
+    pub memory_max_mib: Option<u64>,
+    /// Share of the processors, in percent of one: 200 are two.
+    pub cpu_max_percent: Option<u32>,
+    /// How long a cell may run, in seconds.
+    pub cell_wall_time_max_s: Option<u64>,
+    /// Processes and threads at a time.
+    pub processes_max: Option<u64>,
+}
+
+impl KernelLimits {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl KernelSettings {
@@ -250,6 +275,9 @@ pub struct NodeStatus {
     /// Digest of its Python environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
+    /// Limits of kernels that it cannot enforce, each as a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unenforced: Vec<String>,
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub asleep: u32,

@@ -35,6 +35,9 @@ pub struct Beat {
     /// Digest of its Python environment, once that is known; the verb `environment` tells the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
+    /// Limits of kernels that it cannot enforce, each as a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unenforced: Vec<String>,
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "Asleep::is_none")]
     pub asleep: Asleep,

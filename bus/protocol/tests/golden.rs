@@ -160,6 +160,8 @@ fn kernel_messages_keep_their_first_version() {
         last_loss: None,
         phase: KernelPhase::Starting,
         files: Vec::new(),
+        limits: KernelLimits::default(),
+        unenforced: Vec::new(),
     };
     holds("kernel_status", &status);
     holds("kernel_status_phase", &KernelStatus { phase: KernelPhase::Parked, ..status });
@@ -227,6 +229,7 @@ fn control_messages_keep_their_first_version() {
         running_cells: 1,
         python_problem: None,
         environment: None,
+        unenforced: Vec::new(),
         asleep: 0,
         python_stock: PythonStock::default(),
     };
@@ -241,7 +244,10 @@ fn control_messages_keep_their_first_version() {
 #[test]
 fn settings_and_needs_of_kernels_keep_their_first_version() {
     let kernel = KernelId(uuid(3));
-    let settings = KernelSettings { directory: Some("/data".to_owned()) };
+    let settings = KernelSettings {
+        directory: Some("/data".to_owned()),
+        limits: KernelLimits { memory_max_mib: Some(512), ..KernelLimits::default() },
+    };
     let start = StartKernel {
         kernel,
         name: None,
@@ -348,6 +354,7 @@ fn node_messages_keep_their_first_version() {
             suspects: vec![node(2)],
             python_problem: Some("no ipykernel".to_owned()),
             environment: None,
+            unenforced: Vec::new(),
             python_stock: PythonStock::default(),
             asleep: Asleep::default(),
         },
@@ -365,6 +372,7 @@ fn node_messages_keep_their_first_version() {
         suspects: vec![node(2)],
         python_problem: Some("no ipykernel".to_owned()),
         environment: None,
+        unenforced: Vec::new(),
         asleep: Asleep::default(),
         python_stock: PythonStock::default(),
     };

@@ -73,6 +73,10 @@ impl ReplicaFactory for KernelReplicas {
         self.context.python.status()
     }
 
+    fn unenforced(&self) -> Vec<String> {
+        self.context.confinement.cgroups.unenforced_at_all()
+    }
+
     fn running_cells(&self) -> u32 {
         self.context.stats.running_cells.load(Ordering::Relaxed)
     }

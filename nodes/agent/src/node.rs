@@ -13,7 +13,7 @@ use callboard_policy::{
     repair::RepairLimits,
 };
 use callboard_protocol::{
-    ActorKind, ClusterId, Envelope, GroupId, Incarnation, NodeId, Subject,
+    ActorKind, ClusterId, Envelope, GroupId, Incarnation, NodeId, Subject, control::KernelLimits,
     environment::Environment, node::NodeExited,
 };
 use callboard_replicated::{
@@ -74,6 +74,8 @@ pub struct NodeParts {
     pub environment: watch::Receiver<Option<Environment>>,
     /// How alike the Python environments of a kernel's nodes have to be.
     pub environment_match: EnvironmentMatch,
+    /// The most that kernels may ask for.
+    pub limits_max: KernelLimits,
     /// Ends the process as a crash would.
     pub crash: Crash,
     /// Of the delays of restarts.
@@ -274,6 +276,7 @@ fn control_args(
         revision: revision.clone(),
         repair_limits: parts.repair,
         environment_match: parts.environment_match,
+        limits_max: parts.limits_max,
     }
 }
 

@@ -234,6 +234,7 @@ impl NodeState {
             suspects,
             python_problem,
             environment: args.environment.borrow().as_ref().map(|it| it.id.clone()),
+            unenforced: args.factory.unenforced(),
             asleep: args.factory.asleep(),
             python_stock: args.factory.python_stock(),
         };

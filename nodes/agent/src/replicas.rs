@@ -31,6 +31,11 @@ pub trait ReplicaFactory: Send + Sync + 'static {
     /// on this node beside its log.
     fn forget(&self, _kernel: KernelId, _is_stopped: bool) {}
 
+    /// Limits that cannot be enforced here, each as a sentence.
+    fn unenforced(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Cells that run on this node now.
     fn running_cells(&self) -> u32;
 

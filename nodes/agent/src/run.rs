@@ -7,14 +7,15 @@ use std::{
 };
 
 use callboard_kernel::{
-    FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool, UpkeepConfig,
-    python::{Zygote, unpack_package},
+    Cgroups, Confinement, FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool,
+    UpkeepConfig,
+    python::{CGROUP_ROOT, Zygote, unpack_package},
 };
 use callboard_policy::{
     environment::EnvironmentMatch, failure::FailureConfig, hibernation::HibernationConfig,
     prewarm::PoolBounds, repair::RepairLimits,
 };
-use callboard_protocol::{NodeId, environment::Environment};
+use callboard_protocol::{NodeId, control::KernelLimits, environment::Environment};
 use callboard_replicated::{
     ChunkExchange, ChunkStore, Disk, FaultyDisk, KillProcess, RealDisk, ReplicatorOptions,
 };
@@ -86,6 +87,8 @@ pub struct NodeOptions {
     pub repair: RepairLimits,
     /// How alike the Python environments of a kernel's nodes have to be.
     pub environment_match: EnvironmentMatch,
+    /// The most that kernels' processes may have.
+    pub limits_max: KernelLimits,
     /// How it replicates.
     pub replicator: ReplicatorOptions,
     /// Whether its disk fails when a file in its data directory says so. For chaos runs.
@@ -206,6 +209,7 @@ async fn start(
         python,
         environment,
         environment_match: options.environment_match,
+        limits_max: options.limits_max,
         crash: crash_by_signal(),
         seed: dir.disk().0.as_u64_pair().1 ^ incarnation.0,
     };
@@ -223,6 +227,10 @@ async fn start(
             environment: kernels_environment,
             environment_match: options.environment_match,
             files: options.files.clone(),
+            confinement: Confinement {
+                cgroups: Cgroups::prepare(Path::new(CGROUP_ROOT), &dir.disk().to_string()),
+                most: options.limits_max,
+            },
             upkeep: options.upkeep,
             hibernation: options.hibernation,
             run_dir,

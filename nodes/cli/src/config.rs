@@ -7,7 +7,10 @@ use std::{
 
 use callboard_kernel::{FileOptions, PipPolicy};
 use callboard_policy::environment::EnvironmentMatch;
-use callboard_protocol::{ClusterId, NodeId, control::Standby};
+use callboard_protocol::{
+    ClusterId, NodeId,
+    control::{KernelLimits, Standby},
+};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -22,6 +25,11 @@ const NODES_MAX: u16 = 64;
 const FILES_MAX: u64 = 100_000;
 /// Most that carried files may have together: what changed is read into memory after a cell.
 const FILES_TOTAL_MAX_MIB: u64 = 4_096;
+
+/// Less memory than this is too little for a kernel that does nothing.
+const MEMORY_MIN_MIB: u64 = 128;
+/// A kernel has a dozen threads before it runs anything.
+const PROCESSES_MIN: u64 = 20;
 
 /// A cluster on one machine. configs/cluster.toml explains every key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,6 +75,14 @@ pub struct ClusterConfig {
     pub environment_match: EnvironmentMatch,
     /// What `pip` does in a session.
     pub pip_policy: PipPolicy,
+    /// Most memory of a kernel's processes together; 0 is no limit.
+    pub kernel_memory_max_mib: u64,
+    /// Most processor time of a kernel's processes, in percent of one processor; 0 is no limit.
+    pub kernel_cpu_max_percent: u32,
+    /// Most processes and threads of a kernel; 0 is no limit.
+    pub kernel_processes_max: u64,
+    /// How long a cell may run; 0 is no limit.
+    pub cell_wall_time_max_s: u64,
     /// Libraries that kernels find imported already, separated by spaces.
     pub zygote_preload: String,
     /// Started Python processes that each node keeps at hand at least.
@@ -114,6 +130,10 @@ impl Default for ClusterConfig {
             carry_files_max: 10_000,
             environment_match: EnvironmentMatch::default(),
             pip_policy: PipPolicy::default(),
+            kernel_memory_max_mib: 0,
+            kernel_cpu_max_percent: 0,
+            kernel_processes_max: 0,
+            cell_wall_time_max_s: 0,
             zygote_preload: "numpy pandas matplotlib".to_owned(),
             pool_min: 4,
             pool_max: 16,
@@ -272,6 +292,20 @@ impl ClusterConfig {
         for word in self.zygote_preload.split_whitespace().filter(|word| !is_module(word)) {
             check(false, format!("zygote_preload: '{word}' is no name of a Python module"));
         }
+        let memory = self.kernel_memory_max_mib;
+        check(
+            memory == 0 || memory >= MEMORY_MIN_MIB,
+            format!(
+                "kernel_memory_max_mib is {memory}; Python needs {MEMORY_MIN_MIB} to start, and 0 is no limit"
+            ),
+        );
+        let processes = self.kernel_processes_max;
+        check(
+            processes == 0 || processes >= PROCESSES_MIN,
+            format!(
+                "kernel_processes_max is {processes}; a kernel has up to {PROCESSES_MIN} threads of its own, and 0 is no limit"
+            ),
+        );
         let endpoint = &self.otlp_endpoint;
         let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         check(
@@ -279,6 +313,17 @@ impl ClusterConfig {
             format!("otlp_endpoint is '{endpoint}'; use a URL such as http://127.0.0.1:4318"),
         );
         problems
+    }
+
+    /// The most that kernels' processes may have.
+    #[must_use]
+    pub fn limits(&self) -> KernelLimits {
+        KernelLimits {
+            memory_max_mib: Some(self.kernel_memory_max_mib).filter(|it| *it > 0),
+            cpu_max_percent: Some(self.kernel_cpu_max_percent).filter(|it| *it > 0),
+            cell_wall_time_max_s: Some(self.cell_wall_time_max_s).filter(|it| *it > 0),
+            processes_max: Some(self.kernel_processes_max).filter(|it| *it > 0),
+        }
     }
 
     /// Where `node`, whose folder is `data`, keeps the files of sessions.

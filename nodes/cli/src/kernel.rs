@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use callboard_client::Client;
 use callboard_protocol::{
-    KernelId, ReplicaId,
-    control::{KernelOptions, KernelSettings, KernelSpec, Standby, StartKernel},
+    KernelId, NodeId, ReplicaId,
+    control::{KernelLimits, KernelOptions, KernelSettings, KernelSpec, Standby, StartKernel},
     kernel::{KernelPhase, KernelStatus, ReplicaRole},
 };
 use serde::Serialize;
@@ -53,15 +53,46 @@ async fn start(context: &Context, args: StartArgs) -> Outcome {
     let kernel = KernelId::generate();
     let standby = args.standby.map(Standby::from);
     let options = KernelOptions { standby, parked: args.parked };
-    let settings = KernelSettings { directory: args.directory };
+    let limits = KernelLimits {
+        memory_max_mib: args.memory_max_mib,
+        cpu_max_percent: args.cpu_max_percent,
+        cell_wall_time_max_s: args.cell_wall_time_max_s,
+        processes_max: args.processes_max,
+    };
+    let settings = KernelSettings { directory: args.directory, limits };
     let (name, replicas) = (args.name, args.replicas);
     let request = StartKernel { kernel, name, replicas, options, settings };
     let spec = client.control().start_kernel(&request).await?;
+    if !limits.is_default() {
+        say_what_is_not_enforced(&client, &spec).await?;
+    }
     if args.wait {
         wait_ready(&client, kernel).await?;
     }
     context.printer.data(&spec, |spec| spec.kernel.to_string())?;
     Ok(Exit::Ok)
+}
+
+/// Names the limits that nodes of the kernel do not enforce.
+async fn say_what_is_not_enforced(client: &Client, spec: &KernelSpec) -> Result<(), Failure> {
+    let nodes = client.control().list_nodes().await?.nodes;
+    let holds = |node: &NodeId| spec.replicas.values().any(|replica| replica.node == *node);
+    for node in nodes.iter().filter(|node| holds(&node.node)) {
+        for sentence in &node.unenforced {
+            say(&format!("{}: {sentence}", node.node));
+        }
+    }
+    Ok(())
+}
+
+fn limits_shown(limits: &KernelLimits) -> Vec<String> {
+    let all = [
+        limits.memory_max_mib.map(|it| format!("memory {it} MiB")),
+        limits.cpu_max_percent.map(|it| format!("processor {it} %")),
+        limits.processes_max.map(|it| format!("{it} processes")),
+        limits.cell_wall_time_max_s.map(|it| format!("cells {it} s")),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 /// Returns once every replica is there and the kernel answers.
@@ -164,6 +195,10 @@ fn describe(shown: &Shown) -> String {
     if let Some(why) = repair_waits {
         lines.push(format!("repair     waits: {why}"));
     }
+    if !status.limits.is_default() {
+        lines.push(format!("limits     {}", limits_shown(&status.limits).join(", ")));
+    }
+    lines.extend(status.unenforced.iter().map(|it| format!("limits     {it}")));
     if let Some(needs) = &spec.needs {
         let versions =
             needs.distributions.iter().map(|(name, version)| format!("{name} {version}"));

@@ -15,9 +15,13 @@ use std::{fs, path::PathBuf};
 
 use support::{Cluster, wait_until};
 
+/// Directories of sessions, and of their packages, on all nodes.
 fn roots(cluster: &Cluster) -> Vec<PathBuf> {
-    let nodes = (1..=3).map(|n| cluster.data().join(format!("nodes/node-{n}/work")));
-    nodes.flat_map(|work| fs::read_dir(work).unwrap()).map(|entry| entry.unwrap().path()).collect()
+    let works = (1..=3).map(|n| cluster.data().join(format!("nodes/node-{n}/work")));
+    let holders = works.flat_map(|work| [work.join(".packages"), work]);
+    let entries = holders.filter_map(|it| fs::read_dir(it).ok()).flatten();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.filter(|path| !path.ends_with(".packages")).collect()
 }
 
 #[test]

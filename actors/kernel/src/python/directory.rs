@@ -8,8 +8,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use callboard_protocol::{KernelId, control::KernelSpec};
+use callboard_protocol::{
+    KernelId,
+    control::{KernelLimits, KernelSpec},
+};
 use serde::{Deserialize, Serialize};
+
+use super::cgroup::Cgroups;
 
 /// What the Python side adds to a root's name for what it moved out of the way.
 const ASIDE_SUFFIX: &str = ".before";
@@ -108,13 +113,16 @@ pub struct SessionConfig {
     pub directory: SessionDirectory,
     /// Its packages.
     pub packages: SessionPackages,
+    /// Its limits, and how they are enforced.
+    #[serde(skip)]
+    pub limits: (KernelLimits, Cgroups),
 }
 
 impl SessionConfig {
     /// That of one kernel on this node.
     #[must_use]
-    pub fn of(files: &FileOptions, spec: &KernelSpec) -> Self {
-        Self { directory: files.of(spec), packages: files.packages_of(spec) }
+    pub fn of(files: &FileOptions, spec: &KernelSpec, limits: (KernelLimits, Cgroups)) -> Self {
+        Self { directory: files.of(spec), packages: files.packages_of(spec), limits }
     }
 
     /// Makes its directories.

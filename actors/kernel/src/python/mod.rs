@@ -4,6 +4,7 @@
 //! [`Zygote`], or started the long way. [`PythonProcess`] owns the child, its sockets and its directory. It decides nothing: what
 //! happens arrives as [`PythonEvent`]s, what is wanted is sent through it.
 
+mod cgroup;
 mod child;
 mod directory;
 mod launch;
@@ -17,6 +18,7 @@ mod state_socket;
 mod wire;
 mod zygote;
 
+pub use cgroup::{CGROUP_ROOT, Cgroups};
 pub use directory::{FileOptions, PipPolicy, SessionConfig, SessionDirectory, SessionPackages};
 pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;

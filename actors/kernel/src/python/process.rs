@@ -20,6 +20,7 @@ use tokio::{
 
 use super::{
     PythonEvent,
+    cgroup::Confined,
     child::KernelChild,
     directory::SessionConfig,
     launch::{SocketDirectory, probe, spawn, write_connection},
@@ -91,6 +92,7 @@ enum Order {
     Send(JupyterMessage),
     Restore { groups: Vec<RestoreGroup>, execution_count: u64 },
     Configure(Box<SessionConfig>),
+    End(String),
     Interrupt,
     Kill,
 }
@@ -156,6 +158,11 @@ impl PythonProcess {
         let _ = self.orders.send(Order::Interrupt);
     }
 
+    /// Kills the process and what it started, for a reason that is told in place of the signal.
+    pub fn end(&self, cause: String) {
+        let _ = self.orders.send(Order::End(cause));
+    }
+
     /// Kills the process and what it started.
     pub fn kill(&self) {
         let _ = self.orders.send(Order::Kill);
@@ -172,6 +179,8 @@ struct Running {
     directory: SocketDirectory,
     /// Why it was killed, if it was killed on purpose.
     cause: Option<String>,
+    /// Its group, and the limit of its memory in MiB.
+    confined: Option<(Confined, u64)>,
 }
 
 impl Running {
@@ -227,6 +236,7 @@ impl Running {
                     to_python,
                     directory,
                     cause,
+                    confined: None,
                 };
                 Ok((running, hello))
             }
@@ -289,6 +299,7 @@ impl Running {
                     ));
                 }
             }
+            Order::End(cause) => self.end_because(cause),
             Order::Interrupt => {
                 let _ = kill(self.pid, Signal::SIGINT);
             }
@@ -301,6 +312,13 @@ impl Running {
 
     async fn configure(&mut self, session: &SessionConfig) -> std::io::Result<()> {
         session.create()?;
+        let (limits, cgroups) = &session.limits;
+        if !limits.is_default() {
+            // A group per process, so that what is counted in it is this process's.
+            let kernel = session.directory.root.file_name().unwrap_or_default().to_string_lossy();
+            let confined = cgroups.confine(&format!("{kernel}-{}", self.pid), self.pid, limits)?;
+            self.confined = Some((confined, limits.memory_max_mib.unwrap_or(0)));
+        }
         state_socket::write_session(&mut self.to_python, session).await
     }
 
@@ -319,8 +337,13 @@ impl Running {
         if !tail.is_empty() {
             tracing::warn!(%how, %tail, "a Python process ended");
         }
+        let memory = self.confined.as_ref().filter(|(confined, _)| confined.memory_kills() > 0);
         if let Some(cause) = self.cause.take() {
             how = cause;
+        } else if let Some((_, limit_mib)) = memory
+            && how.contains("signal 9")
+        {
+            how = format!("killed, as it used more than {limit_mib} MiB (limit of this kernel)");
         } else if how.contains("signal 9") {
             how.push_str(" (out of memory, or killed by hand)");
         }

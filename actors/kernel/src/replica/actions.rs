@@ -63,7 +63,8 @@ impl ReplicaState {
         let life = self.python_life;
         let context = &self.args.context;
         let Taken { process, mut events, hello } = context.python.take();
-        process.configure(SessionConfig::of(&context.files, &self.args.spec));
+        let limits = (self.limits(), context.confinement.cgroups.clone());
+        process.configure(SessionConfig::of(&context.files, &self.args.spec, limits));
         self.python = Some(process);
         let me = self.me.clone();
         if let Some(hello) = hello {

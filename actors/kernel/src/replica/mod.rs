@@ -11,6 +11,7 @@ mod asleep;
 mod chunks;
 mod hibernating;
 mod life;
+mod limits;
 mod membership;
 mod needs;
 mod python_events;
@@ -396,6 +397,7 @@ impl ReplicaState {
             let outputs = cell.take_unlogged(true);
             self.log_outputs(outputs);
         }
+        self.watch_wall_time();
         self.step(Input::Tick);
         self.drive_membership();
         self.report_needs();

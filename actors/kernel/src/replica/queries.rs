@@ -172,6 +172,7 @@ impl ReplicaState {
             .iter()
             .filter(|r| matches!(r.role, ReplicaRole::Executor | ReplicaRole::Standby))
             .count() as u64;
+        let limits = self.limits();
         self.read(|log| KernelStatus {
             term: log.open_term().map(|open| open.term),
             accepted: log.accepted(),
@@ -182,6 +183,8 @@ impl ReplicaState {
             replicas,
             names: names_of(log, "variables"),
             files: names_of(log, "file"),
+            limits,
+            unenforced: self.args.context.confinement.cgroups.unenforced(&limits),
             refused: log.refused().to_vec(),
             state_bytes: log
                 .manifest()

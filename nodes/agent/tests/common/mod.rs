@@ -117,6 +117,7 @@ impl TestCluster {
                 python: watch::channel(None).1,
                 environment: watch::channel(None).1,
                 environment_match: Default::default(),
+                limits_max: Default::default(),
                 crash: Arc::new(|| {}),
                 seed: self.seed + u64::from(*n),
                 dir,
