@@ -78,8 +78,14 @@ impl Stage<'_> {
         let kernel = KernelId::generate();
         let name = Some(format!("chaos-{number}"));
         let control = self.cluster.client().control();
-        let request =
-            StartKernel { kernel, name, replicas: 3, options: Default::default(), origin: None };
+        let request = StartKernel {
+            kernel,
+            name,
+            replicas: 3,
+            options: Default::default(),
+            origin: None,
+            settings: Default::default(),
+        };
         control.start_kernel(&request).await.map_err(ChaosError::refused("start a kernel"))?;
         let history = History::create(&self.folder.join("history.jsonl"))?;
         history.record(&Entry::Trial {

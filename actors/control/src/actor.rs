@@ -7,11 +7,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use callboard_policy::{failure::NodesView, repair::RepairLimits};
+use callboard_policy::{environment::EnvironmentMatch, failure::NodesView, repair::RepairLimits};
 use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Envelope, Epoch, Fault, FaultCode, KernelId, NodeId, ReplicaId,
     Subject, SubjectPattern,
-    control::{ListKernels, NodeHealth},
+    control::{KernelLimits, ListKernels, NodeHealth},
 };
 use callboard_replicated::Group;
 use callboard_transport::{Bus, Lanes, Message, typed};
@@ -22,7 +22,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{desired::DesiredState, handlers, recover, repair};
+use crate::{desired::DesiredState, environments::Learned, handlers, recover, repair};
 
 /// How often the leader looks for work when nothing wakes it.
 const WORK_EVERY: Duration = Duration::from_millis(500);
@@ -52,6 +52,10 @@ pub struct ControlArgs {
     pub revision: watch::Receiver<u64>,
     /// How fast repair may go.
     pub repair_limits: RepairLimits,
+    /// How alike the Python environments of a kernel's nodes have to be.
+    pub environment_match: EnvironmentMatch,
+    /// The most that kernels may ask for.
+    pub limits_max: KernelLimits,
 }
 
 /// What the control actor is told, all by its own tasks.
@@ -68,6 +72,7 @@ pub enum ControlMsg {
 pub(crate) struct Context {
     pub(crate) args: ControlArgs,
     pub(crate) repair: repair::RepairMemory,
+    pub(crate) environments: Learned,
     /// Asks for a round of work soon.
     pub(crate) wake: Notify,
 }
@@ -96,7 +101,8 @@ impl Actor for Control {
         args: ControlArgs,
     ) -> Result<ControlState, ActorProcessingErr> {
         let repair = repair::RepairMemory::new(args.repair_limits);
-        let context = Arc::new(Context { args, repair, wake: Notify::new() });
+        let environments = Learned::new(args.environment_match);
+        let context = Arc::new(Context { args, repair, environments, wake: Notify::new() });
         let mut tasks = JoinSet::new();
         listen(&context, &me, &mut tasks).await?;
         tasks.spawn(look_for_work(context.clone(), me));
@@ -267,6 +273,13 @@ async fn respond(context: &Context, message: &Message) {
             };
             typed::answer(bus, message, result).await
         }
+        "note_needs" => {
+            let result = match typed::decode(message) {
+                Ok(request) => handlers::note_needs(context, request).await,
+                Err(fault) => Err(fault),
+            };
+            typed::answer(bus, message, result).await
+        }
         unknown => typed::answer::<()>(bus, message, Err(unknown_verb(unknown))).await,
     };
     if let Err(fault) = sent {
@@ -277,12 +290,19 @@ async fn respond(context: &Context, message: &Message) {
 fn unknown_verb(verb: &str) -> Fault {
     let text = format!(
         "the control actor has no verb '{verb}': use start_kernel, stop_kernel, list_kernels, \
-         find_kernel, list_nodes, register_node, member_changed or recover_kernel (see docs/protocol.md)"
+         find_kernel, list_nodes, register_node, member_changed, recover_kernel or note_needs (see docs/protocol.md)"
     );
     Fault::new(FaultCode::BadRequest, text)
 }
 
 impl Context {
+    /// Learns what is not known of the nodes' Python environments.
+    pub(crate) async fn learn_environments(&self) {
+        let nodes = self.args.nodes.borrow().clone();
+        let bus = &*self.args.lanes.control;
+        self.environments.learn(bus, &self.args.cluster, &nodes).await;
+    }
+
     /// Tells watchers that something happened to the control plane. They can do without.
     pub(crate) async fn announce<T: Serialize + Sync + ?Sized>(&self, event: &str, body: &T) {
         self.publish(ActorKind::Control, CONTROL_ID.to_owned(), event, body).await;

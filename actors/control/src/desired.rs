@@ -163,8 +163,18 @@ impl Machine for DesiredState {
         let outcome = match command {
             Command::Found { members } => self.found(members),
             Command::RegisterNode { node, disk, lost } => self.register(node, disk, lost),
-            Command::StartKernel { kernel, owner, name, replicas, places, options, origin } => {
-                self.start_kernel((kernel, owner, name), replicas, (places, origin), options)
+            Command::StartKernel {
+                kernel,
+                owner,
+                name,
+                replicas,
+                places,
+                options,
+                origin,
+                settings,
+            } => {
+                let asked = kernels::Asked { options, settings, origin };
+                self.start_kernel((kernel, owner, name), replicas, places, asked)
             }
             Command::StopKernel { kernel } => self.stop_kernel(kernel),
             Command::ChangeMembers { kernel, version, join, leave } => {
@@ -176,6 +186,7 @@ impl Machine for DesiredState {
                 self.recover_kernel(kernel, version, from, cause)
             }
             Command::MemberRecovered { kernel, replica } => self.member_recovered(kernel, replica),
+            Command::NoteNeeds { kernel, needs } => self.note_needs(kernel, needs),
         };
         if outcome.is_change() {
             self.revision += 1;

@@ -105,6 +105,7 @@ mod tests {
                 origin: None,
                 options: Default::default(),
                 places: vec![(NodeId::new("node-1").unwrap(), DiskId(Uuid::nil()))],
+                settings: Default::default(),
             };
             state.apply(index, command);
         }

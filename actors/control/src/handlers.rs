@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use callboard_policy::placement::{PlacementRequest, place};
+use callboard_policy::{
+    limits,
+    placement::{PlacementRequest, place},
+};
 use callboard_protocol::{
     Envelope, Epoch, Fault, FaultCode, NodeId,
     control::{
-        FindKernel, KernelList, KernelSpec, ListKernels, MemberChange, MemberChanged, NodeHealth,
-        NodeList, StartKernel, StopKernel,
+        FindKernel, HeldRepair, KernelList, KernelSpec, ListKernels, MemberChange, MemberChanged,
+        NodeHealth, NodeList, NoteNeeds, StartKernel, StopKernel,
     },
 };
 use callboard_replicated::ProposeError;
@@ -21,14 +24,22 @@ use crate::{
     view::{cluster_view, node_list},
 };
 
+/// Most distributions a session may need: each is in the desired state, which every node holds.
+const DISTRIBUTIONS_MAX: usize = 2_000;
+
 pub(crate) async fn start_kernel(
     context: &Context,
     envelope: &Envelope,
     request: StartKernel,
 ) -> Result<KernelSpec, Fault> {
     check_start(&request)?;
-    let StartKernel { kernel, name, replicas, options, origin } = request;
+    if let Some(refusal) = limits::refusal(&request.settings.limits, &context.args.limits_max) {
+        return Err(Fault::new(FaultCode::BadRequest, refusal));
+    }
+    let StartKernel { kernel, name, replicas, options, origin, settings } = request;
     let owner = envelope.owner.clone();
+    context.learn_environments().await;
+    let environments = context.environments.get();
     let nodes = context.args.nodes.borrow().clone();
     let places = context.args.group.read(|state| {
         if state.kernels().contains_key(&kernel) {
@@ -42,8 +53,9 @@ pub(crate) async fn start_kernel(
         if let Some(refusal) = refusal {
             return Err(Fault::from(refusal));
         }
-        let view = cluster_view(state, &nodes);
-        let request = PlacementRequest { kernel, count: replicas, present: Vec::new() };
+        let view = cluster_view(state, &nodes, environments);
+        let (present, needs) = (Vec::new(), None);
+        let request = PlacementRequest { kernel, count: replicas, present, needs };
         let seed = kernel.0.as_u64_pair().1;
         let placement = place(&view, &request, seed);
         if let Some(shortfall) = placement.shortfall() {
@@ -55,7 +67,8 @@ pub(crate) async fn start_kernel(
         let apart = placement.chosen.into_iter().filter(|it| taken.insert(it.node.clone()));
         Ok(apart.map(|it| (it.node, it.disk)).collect())
     })?;
-    let command = Command::StartKernel { kernel, owner, name, replicas, places, options, origin };
+    let command =
+        Command::StartKernel { kernel, owner, name, replicas, places, options, origin, settings };
     match propose(context, command).await? {
         Outcome::Kernel(spec) => {
             context.announce_kernel(kernel, "started", &spec).await;
@@ -87,6 +100,18 @@ pub(crate) async fn stop_kernel(
     }
 }
 
+pub(crate) async fn note_needs(context: &Context, request: NoteNeeds) -> Result<KernelSpec, Fault> {
+    let NoteNeeds { kernel, needs } = request;
+    if needs.distributions.len() > DISTRIBUTIONS_MAX {
+        let text = format!("a session cannot need more than {DISTRIBUTIONS_MAX} distributions");
+        return Err(Fault::new(FaultCode::TooLarge, text));
+    }
+    match propose(context, Command::NoteNeeds { kernel, needs }).await? {
+        Outcome::Kernel(spec) | Outcome::AlreadySo(spec) => Ok(spec),
+        outcome => Err(unexpected(outcome)),
+    }
+}
+
 pub(crate) fn list_kernels(context: &Context, asked: &ListKernels) -> KernelList {
     context.args.group.read(|state| listing::page(state, asked))
 }
@@ -103,7 +128,10 @@ pub(crate) fn list_nodes(context: &Context) -> NodeList {
     let args = &context.args;
     let epoch = Epoch(args.group.metrics().borrow().term);
     let nodes = args.nodes.borrow().clone();
-    args.group.read(|state| node_list(state, &nodes, epoch, args.node.clone()))
+    let mut list = args.group.read(|state| node_list(state, &nodes, epoch, args.node.clone()));
+    let held = context.repair.held().into_iter();
+    list.held = held.map(|(kernel, reason)| HeldRepair { kernel, reason }).collect();
+    list
 }
 
 pub(crate) async fn register_node(

@@ -8,6 +8,7 @@
 
 mod actor;
 mod desired;
+mod environments;
 mod find;
 mod handlers;
 mod listing;

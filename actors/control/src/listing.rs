@@ -65,6 +65,7 @@ mod tests {
                     places: vec![place.clone()],
                     options: Default::default(),
                     origin: None,
+                    settings: Default::default(),
                 },
             );
         }

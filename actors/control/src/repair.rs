@@ -44,6 +44,8 @@ pub(crate) struct RepairMemory {
     pacer: Mutex<RepairPacer>,
     /// Members whose logs are lost though their nodes are well, and why.
     lost: Mutex<BTreeMap<(KernelId, ReplicaId), String>>,
+    /// Kernels whose repair waited in the last round, and why.
+    held: Mutex<BTreeMap<KernelId, String>>,
     /// What was seen when nothing was to be done, and when.
     settled: Mutex<Option<(Instant, u64, NodesView)>>,
 }
@@ -53,8 +55,9 @@ impl RepairMemory {
         Self {
             started: Instant::now(),
             pacer: Mutex::new(RepairPacer::new(limits)),
-            lost: Mutex::new(BTreeMap::new()),
-            settled: Mutex::new(None),
+            lost: Mutex::default(),
+            held: Mutex::default(),
+            settled: Mutex::default(),
         }
     }
 
@@ -77,6 +80,15 @@ impl RepairMemory {
             member.is_some_and(|member| member.standing != Standing::Leaver)
         });
         lost.clone()
+    }
+
+    /// Kernels whose repair waits, and why.
+    pub(crate) fn held(&self) -> BTreeMap<KernelId, String> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_held(&self, held: BTreeMap<KernelId, String>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
     }
 
     /// Whether nothing was to be done at the last look and nothing has changed since.
@@ -170,6 +182,8 @@ async fn take(group: &Group<DesiredState>, step: MembershipStep) -> Result<(), M
 
 async fn repair_kernels(context: &Context) {
     let memory = &context.repair;
+    context.learn_environments().await;
+    let environments = context.environments.get();
     let nodes = context.args.nodes.borrow().clone();
     let now_ms = memory.now_ms();
     let revision = context.args.group.read(DesiredState::revision);
@@ -180,7 +194,7 @@ async fn repair_kernels(context: &Context) {
         let lost = memory.lost(state);
         let specs: Vec<KernelSpec> =
             state.kernels().values().map(|spec| without_lost_disks(spec, &lost)).collect();
-        let cluster = cluster_view(state, &nodes);
+        let cluster = cluster_view(state, &nodes, environments);
         let pacer = memory.pacer.lock().unwrap_or_else(PoisonError::into_inner);
         (plan_repairs(&specs, &nodes, &cluster, now_ms, &pacer), lost)
     });
@@ -189,6 +203,7 @@ async fn repair_kernels(context: &Context) {
     for held in &plan.held {
         tracing::debug!(kernel = %held.kernel, reason = %held.reason, "repair waits");
     }
+    memory.set_held(plan.held.iter().map(|it| (it.kernel, it.reason.clone())).collect());
     for mut repair in plan.repairs {
         let (_, leave) = sides(&repair.change);
         if let Some(why) = leave.and_then(|old| lost.get(&(repair.kernel, old))) {

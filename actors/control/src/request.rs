@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// Longest name of a kernel in bytes; names stand in subjects and table columns.
 pub const NAME_LENGTH_MAX: usize = callboard_protocol::ids::TOKEN_LENGTH_MAX;
+/// Longest path of a directory; the limit of Linux.
+const PATH_LENGTH_MAX: usize = 4_096;
 /// How many replicas a kernel may have: odd, as an even one adds no safety.
 const REPLICA_COUNTS: [u8; 3] = [1, 3, 5];
 
@@ -39,6 +41,16 @@ pub(crate) fn check_start(request: &StartKernel) -> Result<(), Fault> {
             request.replicas
         ));
     }
+    if let Some(directory) = &request.settings.directory
+        && (!directory.starts_with('/')
+            || directory.len() > PATH_LENGTH_MAX
+            || directory.contains('\0'))
+    {
+        return bad(format!(
+            "'{directory}' cannot be a kernel's directory: name an absolute path of at most \
+             {PATH_LENGTH_MAX} bytes that is there on every node"
+        ));
+    }
     match request.name.as_deref() {
         Some(name) if !is_token(name) => bad(format!(
             "'{name}' cannot name a kernel: use 1 to {NAME_LENGTH_MAX} letters, digits, '-' or '_'"
@@ -52,6 +64,8 @@ pub(crate) fn check_start(request: &StartKernel) -> Result<(), Fault> {
 
 #[cfg(test)]
 mod tests {
+    use callboard_protocol::control::KernelSettings;
+
     use super::*;
 
     fn start(name: Option<&str>, replicas: u8) -> Result<(), Fault> {
@@ -61,6 +75,7 @@ mod tests {
             name,
             replicas,
             origin: None,
+            settings: Default::default(),
             options: Default::default(),
         })
     }
@@ -72,6 +87,28 @@ mod tests {
         }
         let fault = start(None, 4).unwrap_err();
         assert!(fault.message.contains("ask for 1, 3 or 5"), "{fault}");
+    }
+
+    #[test]
+    fn a_directory_is_an_absolute_path() {
+        let start = |directory: &str| {
+            let settings = KernelSettings {
+                directory: Some(directory.to_owned()),
+                ..KernelSettings::default()
+            };
+            check_start(&StartKernel {
+                kernel: KernelId::generate(),
+                name: None,
+                replicas: 3,
+                options: Default::default(),
+                origin: None,
+                settings,
+            })
+        };
+        assert!(start("/data/of everyone").is_ok());
+        for bad in ["", "relative", "/nul\0", &"/x".repeat(3_000)] {
+            assert_eq!(start(bad).unwrap_err().code, FaultCode::BadRequest, "{bad}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use callboard_policy::{
     failure::{NodeView, NodesView},
-    placement::ClusterView,
+    placement::{ClusterView, Environments},
 };
 use callboard_protocol::{
     DiskId, Epoch, NodeId,
@@ -13,12 +13,17 @@ use crate::desired::DesiredState;
 
 /// The nodes that members may be placed on: those that belong to the cluster, with the disk they
 /// belong with.
-pub(crate) fn cluster_view(state: &DesiredState, nodes: &NodesView) -> ClusterView {
+pub(crate) fn cluster_view(
+    state: &DesiredState,
+    nodes: &NodesView,
+    environments: Environments,
+) -> ClusterView {
     let mut members = nodes.clone();
     members
         .nodes
         .retain(|node, view| state.nodes().get(node).is_some_and(|entry| entry.disk == view.disk));
-    ClusterView::from_nodes(state.revision(), &members, &state.placed())
+    let view = ClusterView::from_nodes(state.revision(), &members, &state.placed());
+    ClusterView { environments, ..view }
 }
 
 /// What `list_nodes` answers.
@@ -45,7 +50,7 @@ pub(crate) fn node_list(
         status.replicas = placed.get(&status.node).copied().unwrap_or(0);
     }
     list.sort_by(|a, b| a.node.cmp(&b.node));
-    NodeList { nodes: list, outage: nodes.outage.clone(), epoch, leader }
+    NodeList { nodes: list, outage: nodes.outage.clone(), epoch, leader, held: Vec::new() }
 }
 
 fn status(node: &NodeId, disk: DiskId, view: Option<&NodeView>) -> NodeStatus {
@@ -62,6 +67,8 @@ fn status(node: &NodeId, disk: DiskId, view: Option<&NodeView>) -> NodeStatus {
         running_cells: beat.map_or(0, |beat| beat.running_cells),
         python_problem: beat.and_then(|beat| beat.python_problem.clone()),
         disk_level: beat.and_then(|beat| beat.disk_level.clone()),
+        environment: beat.and_then(|beat| beat.environment.clone()),
+        unenforced: beat.map(|beat| beat.unenforced.clone()).unwrap_or_default(),
         asleep: beat.map_or(0, |beat| beat.asleep.count),
         python_stock: beat.map(|beat| beat.python_stock).unwrap_or_default(),
     }

@@ -62,6 +62,24 @@ pub(crate) fn aborted(kernel: KernelId, request: &JupyterMessage) -> [JupyterMes
     ]
 }
 
+/// A line that a cell shows on its standard error, though it did not write it.
+pub(crate) fn said(kernel: KernelId, msg_id: &str, text: &str) -> JupyterMessage {
+    let header = serde_json::json!({
+        "msg_id": uuid::Uuid::new_v4(), "msg_type": "stream", "session": kernel,
+        "username": "callboard", "version": "5.4", "date": null,
+    });
+    let parent = serde_json::json!({ "msg_id": msg_id, "msg_type": "execute_request" });
+    let content = serde_json::json!({ "name": "stderr", "text": text });
+    JupyterMessage {
+        channel: Channel::Iopub,
+        header: Bytes::from(header.to_string()),
+        parent_header: Bytes::from(parent.to_string()),
+        metadata: Bytes::from_static(b"{}"),
+        content: Bytes::from(content.to_string()),
+        buffers: Vec::new(),
+    }
+}
+
 /// What a cell that is not run changes: nothing.
 pub(crate) fn nothing_changed(log: &KernelLog, msg_id: String) -> Captured {
     Captured {

@@ -25,10 +25,14 @@ use std::{
     },
 };
 
-use callboard_policy::{failure::NodesView, hibernation::HibernationConfig, terms::Upkeep};
+use callboard_policy::{
+    environment::EnvironmentMatch, failure::NodesView, hibernation::HibernationConfig,
+    terms::Upkeep,
+};
 use callboard_protocol::{
     ClusterId, Incarnation, NodeId, ReplicaId,
-    control::{KernelOptions, KernelSpec, Standby},
+    control::{KernelLimits, KernelOptions, KernelSpec, Standby},
+    environment::Environment,
 };
 use callboard_replicated::{ChunkExchange, ChunkPins, ChunkStore, Replicator};
 use callboard_transport::Lanes;
@@ -36,7 +40,7 @@ use tokio::sync::watch;
 
 pub use chunk_list::IndexError;
 pub use machine::KernelMachine;
-pub use python::{PythonConfig, PythonPool};
+pub use python::{Cgroups, FileOptions, PipPolicy, PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
 pub use state::{all_chunks, listed_by};
 
@@ -65,10 +69,18 @@ pub struct NodeContext {
     pub exchange: ChunkExchange,
     /// Where Python processes come from.
     pub python: PythonPool,
+    /// Where the files of sessions are.
+    pub files: FileOptions,
+    /// What limits its kernels' processes have.
+    pub confinement: Confinement,
     /// How kernels are kept that have nothing to do.
     pub upkeep: UpkeepConfig,
     /// Where sockets and pid files go; private to the node.
     pub run_dir: PathBuf,
+    /// What is installed in the node's Python environment, once that is known.
+    pub environment: watch::Receiver<Option<Environment>>,
+    /// How alike the Python environments of a kernel's nodes have to be.
+    pub environment_match: EnvironmentMatch,
     /// How the nodes are.
     pub nodes: watch::Receiver<NodesView>,
     /// When its idle kernels sleep.
@@ -97,6 +109,15 @@ impl UpkeepConfig {
             parks_with_refused: self.park_with_refused,
         }
     }
+}
+
+/// What limits the processes of a node's kernels have.
+#[derive(Debug, Clone)]
+pub struct Confinement {
+    /// How they are enforced.
+    pub cgroups: Cgroups,
+    /// The most that a kernel may have.
+    pub most: KernelLimits,
 }
 
 /// What a node reports of its load.

@@ -3,6 +3,8 @@
 //! A cell is over when three things have arrived, in any order: its reply, the `idle` status that
 //! follows its last output, and what it changed.
 
+use std::time::Instant;
+
 use callboard_protocol::{
     Seq, Term,
     jupyter::{Channel, JupyterMessage},
@@ -47,6 +49,10 @@ pub(crate) struct RunningCell {
     pub(crate) level: Level,
     /// Whether the cells behind it are to be aborted if it raises.
     pub(crate) stops_on_error: bool,
+    /// When it was given to the process.
+    pub(crate) began: Instant,
+    /// When it was interrupted because it ran for too long.
+    pub(crate) interrupted: Option<Instant>,
     expects_reply: bool,
     has_replied: bool,
     reply: Option<JupyterMessage>,
@@ -83,6 +89,8 @@ impl RunningCell {
             msg_id,
             level,
             stops_on_error: false,
+            began: Instant::now(),
+            interrupted: None,
             has_replied: false,
             reply: None,
             is_idle: false,

@@ -17,11 +17,12 @@ use std::{
 
 use callboard_client::{Client, ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_kernel::{
-    NodeContext, NodeStats, PythonConfig, PythonPool, Replica, ReplicaArgs, ReplicaMsg,
-    UpkeepConfig,
+    Cgroups, Confinement, FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool, Replica,
+    ReplicaArgs, ReplicaMsg, UpkeepConfig,
     python::{Zygote, unpack_package},
 };
 use callboard_policy::{
+    environment::EnvironmentMatch,
     failure::{NodeView, NodesView},
     hibernation::HibernationConfig,
     prewarm::PoolBounds,
@@ -150,6 +151,8 @@ impl Cluster {
             generation: 0,
             recovery: None,
             origin: None,
+            settings: Default::default(),
+            needs: None,
             options,
         };
         let mut cluster = Self {
@@ -209,6 +212,13 @@ impl Cluster {
             exchange,
             python: python_pool(&directory, &run_dir),
             upkeep: self.upkeep,
+            environment: watch::channel(None).1,
+            environment_match: EnvironmentMatch::default(),
+            files: FileOptions::new(directory.join("work")),
+            confinement: Confinement {
+                cgroups: Cgroups::prepare(&directory.join("no-cgroups"), "test"),
+                most: Default::default(),
+            },
             run_dir,
             nodes: self.nodes.subscribe(),
             hibernation: self.hibernation,

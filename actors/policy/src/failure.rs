@@ -91,8 +91,9 @@ impl NodesView {
         let of_node = |(node, view): (&NodeId, &NodeView)| {
             let beat = view.last_beat.as_ref();
             let problem = beat.and_then(|beat| beat.python_problem.clone());
+            let environment = beat.and_then(|beat| beat.environment.clone());
             let how = view.how.clone();
-            (node.clone(), view.health, view.incarnation, view.disk, how, problem)
+            (node.clone(), view.health, view.incarnation, view.disk, how, problem, environment)
         };
         self.outage == other.outage
             && self.nodes.len() == other.nodes.len()

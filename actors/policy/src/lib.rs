@@ -4,8 +4,10 @@
 
 mod chance;
 pub mod disk;
+pub mod environment;
 pub mod failure;
 pub mod hibernation;
+pub mod limits;
 pub mod placement;
 pub mod prewarm;
 pub mod repair;

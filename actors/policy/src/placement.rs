@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use callboard_protocol::{DiskId, KernelId, NodeId, control::NodeHealth};
+use callboard_protocol::{DiskId, KernelId, NodeId, control::NodeHealth, environment::Environment};
 use serde::{Deserialize, Serialize};
 
-use crate::{chance::Chance, failure::NodesView};
+use crate::{
+    chance::Chance,
+    environment::{EnvironmentMatch, differences},
+    failure::NodesView,
+};
 
 /// How much a running cell weighs against an idle member. An idle member costs heartbeats and
 /// memory; a cell takes a core.
@@ -18,6 +22,18 @@ pub struct ClusterView {
     pub version: u64,
     /// In order of id.
     pub nodes: Vec<NodeLoad>,
+    /// What is known of their Python environments.
+    #[serde(default)]
+    pub environments: Environments,
+}
+
+/// Python environments, and how alike those of one kernel's nodes have to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environments {
+    /// How alike.
+    pub alike: EnvironmentMatch,
+    /// By digest. A node whose environment is not in here is given the benefit of the doubt.
+    pub known: BTreeMap<String, Environment>,
 }
 
 /// What one node carries.
@@ -38,6 +54,9 @@ pub struct NodeLoad {
     /// How full its disk is, in percent, if that is above its mark.
     #[serde(default)]
     pub disk_high_percent: Option<u8>,
+    /// Digest of its Python environment.
+    #[serde(default)]
+    pub environment: Option<String>,
 }
 
 impl ClusterView {
@@ -59,9 +78,40 @@ impl ClusterView {
                     .as_ref()
                     .filter(|disk| disk.is_high)
                     .map(|disk| disk.used_percent),
+                environment: beat.environment.clone(),
             })
         });
-        Self { version, nodes: heard.collect() }
+        Self { version, nodes: heard.collect(), environments: Environments::default() }
+    }
+
+    fn environment(&self, load: &NodeLoad) -> Option<&Environment> {
+        self.environments.known.get(load.environment.as_ref()?)
+    }
+
+    /// What of `needs` a node's environment does not meet, as a clause.
+    pub(crate) fn misfit(&self, node: &NodeId, needs: &Environment) -> Option<String> {
+        let load = self.nodes.iter().find(|load| load.node == *node)?;
+        differences(needs, self.environment(load)?, self.environments.alike)
+    }
+
+    /// What a kernel that names no needs has to find on each of its nodes: what its present members
+    /// have, or that of which most nodes have the like.
+    fn common_needs(&self, request: &PlacementRequest) -> Option<Environment> {
+        let is_present = |load: &&NodeLoad| request.present.contains(&load.node);
+        if let Some(first) =
+            self.nodes.iter().filter(is_present).find_map(|it| self.environment(it))
+        {
+            return Some(bare(first, self.environments.alike));
+        }
+        let usable: Vec<&NodeLoad> =
+            self.nodes.iter().filter(|it| matches!(judge(it, None), Verdict::Load(_))).collect();
+        let options = usable.iter().filter_map(|load| {
+            let needs = bare(self.environment(load)?, self.environments.alike);
+            let alike = usable.iter().filter(|it| self.misfit(&it.node, &needs).is_none()).count();
+            Some((alike.min(usize::from(request.count)), needs))
+        });
+        // The first of the best, so that the same view gives the same choice.
+        options.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|it| it.1)
     }
 
     /// Counts one more member on a node, for the next decision on the same view.
@@ -81,6 +131,8 @@ pub struct PlacementRequest {
     pub count: u8,
     /// The node of each member it has already; a node may be named twice.
     pub present: Vec<NodeId>,
+    /// What its session needs of a node's Python environment, if that is known.
+    pub needs: Option<Environment>,
 }
 
 /// A place for one new member.
@@ -134,9 +186,11 @@ pub fn place(view: &ClusterView, request: &PlacementRequest, seed: u64) -> Place
     let mut chance = Chance::new(seed);
     let mut candidates: Vec<Candidate<'_>> = Vec::new();
     let mut verdicts = Vec::new();
+    let needs = request.needs.clone().or_else(|| view.common_needs(request));
     for load in &view.nodes {
         let lot = chance.next_u64();
-        let verdict = judge(load);
+        let misfit = needs.as_ref().and_then(|needs| view.misfit(&load.node, needs));
+        let verdict = judge(load, misfit);
         if let Verdict::Load(cost) = verdict {
             let members = request.present.iter().filter(|node| **node == load.node).count();
             candidates.push(Candidate { load, members, cost, lot });
@@ -173,38 +227,54 @@ struct Candidate<'a> {
     lot: u64,
 }
 
-fn judge(load: &NodeLoad) -> Verdict {
-    match (load.health, &load.python_problem) {
-        (NodeHealth::Suspected, _) => Verdict::Refused("it is suspected to be down".to_owned()),
-        (NodeHealth::Gone, _) => Verdict::Refused("it is gone".to_owned()),
-        (NodeHealth::Up, Some(problem)) => {
+/// An environment reduced to what any session in it needs.
+fn bare(environment: &Environment, alike: EnvironmentMatch) -> Environment {
+    match alike {
+        EnvironmentMatch::Exact => environment.clone(),
+        EnvironmentMatch::Imported | EnvironmentMatch::Off => {
+            Environment { distributions: BTreeMap::new(), ..environment.clone() }
+        }
+    }
+}
+
+fn judge(load: &NodeLoad, misfit: Option<String>) -> Verdict {
+    match (load.health, &load.python_problem, misfit) {
+        (NodeHealth::Suspected, ..) => Verdict::Refused("it is suspected to be down".to_owned()),
+        (NodeHealth::Gone, ..) => Verdict::Refused("it is gone".to_owned()),
+        (NodeHealth::Up, Some(problem), _) => {
             Verdict::Refused(format!("it cannot run Python kernels: {problem}"))
         }
-        (NodeHealth::Up, None) if load.disk_high_percent.is_some() => {
+        (NodeHealth::Up, None, _) if load.disk_high_percent.is_some() => {
             let percent = load.disk_high_percent.unwrap_or_default();
             Verdict::Refused(format!("its disk is {percent} % full: free space on it"))
         }
-        (NodeHealth::Up, None) => Verdict::Load(
+        (NodeHealth::Up, None, Some(misfit)) => {
+            Verdict::Refused(format!("its Python environment {misfit}"))
+        }
+        (NodeHealth::Up, None, None) => Verdict::Load(
             u64::from(load.replicas) + RUNNING_CELL_WEIGHT * u64::from(load.running_cells),
         ),
     }
 }
 
 impl Placement {
+    /// Each node that cannot take a member, with the reason.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<String> {
+        let refusals = self.verdicts.iter().filter_map(|it| match &it.verdict {
+            Verdict::Refused(why) => Some(format!("{}: {why}", it.node)),
+            Verdict::Load(_) => None,
+        });
+        refusals.collect()
+    }
+
     /// A sentence with a next step if there are fewer places than asked for.
     #[must_use]
     pub fn shortfall(&self) -> Option<String> {
         if self.chosen.len() >= usize::from(self.asked) {
             return None;
         }
-        let refusals: Vec<String> = self
-            .verdicts
-            .iter()
-            .filter_map(|it| match &it.verdict {
-                Verdict::Refused(why) => Some(format!("{}: {why}", it.node)),
-                Verdict::Load(_) => None,
-            })
-            .collect();
+        let refusals = self.refusals();
         Some(if refusals.is_empty() {
             "no node is known that could hold a kernel: start one with `callboard node`".to_owned()
         } else {

@@ -242,7 +242,7 @@ impl<'a> Patient<'a> {
             let reason = format!("it has {members} of {wanted} members");
             return Ok(Some(self.repair(Change::Grow { joiner }, reason)));
         }
-        Ok(self.spread(cluster))
+        Ok(self.spread(cluster).or_else(|| self.refit(cluster)))
     }
 
     fn repair(&self, change: Change, reason: String) -> Repair {
@@ -281,6 +281,19 @@ impl<'a> Patient<'a> {
         Some(self.repair(Change::Replace { old, joiner }, reason))
     }
 
+    /// Moves a member off a node whose Python environment is not what the session needs, once another
+    /// node's is.
+    fn refit(&self, cluster: &ClusterView) -> Option<Repair> {
+        let needs = self.spec.needs.as_ref()?;
+        let (old, node, misfit) = self.spec.replicas.iter().find_map(|(id, member)| {
+            Some((*id, &member.node, cluster.misfit(&member.node, needs)?))
+        })?;
+        let joiner = self.free_node(cluster, None).ok()?;
+        let reason =
+            format!("the Python environment of {node} {misfit}, and {} has it", joiner.node);
+        Some(self.repair(Change::Replace { old, joiner }, reason))
+    }
+
     /// Members beyond the first on their node.
     fn doubled(&self) -> BTreeSet<ReplicaId> {
         let mut seen = BTreeSet::new();
@@ -299,6 +312,7 @@ impl<'a> Patient<'a> {
             kernel: self.spec.kernel,
             count: 1,
             present: others.map(|(_, it)| it.node.clone()).collect(),
+            needs: self.spec.needs.clone(),
         };
         let seed = self.spec.kernel.0.as_u64_pair().1 ^ self.spec.version;
         let placement = place(cluster, &request, seed);
@@ -310,7 +324,14 @@ impl<'a> Patient<'a> {
                     .iter()
                     .filter(|it| matches!(it.verdict, Verdict::Load(_)))
                     .count();
-                Err(format!("each of the {usable} usable nodes holds a member already: add a node"))
+                let refusals = placement.refusals();
+                let others = match refusals.is_empty() {
+                    true => String::new(),
+                    false => format!(" ({})", refusals.join("; ")),
+                };
+                Err(format!(
+                    "each of the {usable} usable nodes holds a member already{others}: add a node"
+                ))
             }
             None => Err(placement.shortfall().unwrap_or_default()),
         }

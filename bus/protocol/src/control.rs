@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    environment::Environment,
     ids::{DiskId, Epoch, GroupId, KernelId, NodeId, OwnerId, ReplicaId, Seq},
     node::PythonStock,
     storage::DiskBeat,
@@ -27,6 +28,9 @@ pub struct StartKernel {
     /// What it begins with; nothing if none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// What else its sessions shall have.
+    #[serde(default, skip_serializing_if = "KernelSettings::is_default")]
+    pub settings: KernelSettings,
 }
 
 /// What a kernel begins with.
@@ -42,6 +46,49 @@ pub enum Origin {
     },
     /// A state that whoever starts it uploads.
     Upload,
+}
+
+/// What a kernel was started with beside its replicas. Stored in logs: add defaulted fields at the
+/// end only.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelSettings {
+    /// The absolute path of the directory its session starts in, on every node; none is the
+    /// session's own, whose files travel.
+    #[serde(default)]
+    pub directory: Option<String>,
+    /// Limits of its own, within those that the cluster sets.
+    #[serde(default)]
+    pub limits: KernelLimits,
+}
+
+/// Limits of a kernel's processes; `None` is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KernelLimits {
+    /// Memory of all its processes together, in MiB.
+    pub memory_max_mib: Option<u64>,
+    /// Share of the processors, in percent of one: 200 are two.
+    pub cpu_max_percent: Option<u32>,
+    /// How long a cell may run, in seconds.
+    pub cell_wall_time_max_s: Option<u64>,
+    /// Processes and threads at a time.
+    pub processes_max: Option<u64>,
+}
+
+impl KernelLimits {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl KernelSettings {
+    /// Whether nothing out of the ordinary was asked for.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How a kernel is kept while it has nothing to do.
@@ -137,6 +184,12 @@ pub struct KernelSpec {
     /// What it began with, or is about to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// What else it was started with.
+    #[serde(default, skip_serializing_if = "KernelSettings::is_default")]
+    pub settings: KernelSettings,
+    /// What its session needs of a node's Python environment, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Environment>,
 }
 
 fn is_first(generation: &u64) -> bool {
@@ -204,6 +257,15 @@ pub struct Holdings {
     pub missing_chunks: u64,
 }
 
+/// What `note_needs` takes: what a kernel's session needs of Python has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoteNeeds {
+    /// Of which kernel.
+    pub kernel: KernelId,
+    /// What it needs now.
+    pub needs: Environment,
+}
+
 /// One member that should exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaSpec {
@@ -268,6 +330,18 @@ pub struct NodeList {
     pub epoch: Epoch,
     /// The node whose control actor answered.
     pub leader: NodeId,
+    /// Kernels that need a repair which cannot begin now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<HeldRepair>,
+}
+
+/// A kernel that needs a repair which cannot begin now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldRepair {
+    /// Which.
+    pub kernel: KernelId,
+    /// Why not, as a clause.
+    pub reason: String,
 }
 
 /// A node as the control plane sees it.
@@ -296,6 +370,12 @@ pub struct NodeStatus {
     /// How full its disk is; unknown of nodes of the version before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_level: Option<DiskBeat>,
+    /// Digest of its Python environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// Limits of kernels that it cannot enforce, each as a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unenforced: Vec<String>,
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub asleep: u32,

@@ -8,7 +8,10 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{NodeId, ReplicaId, Seq, Term};
+use crate::{
+    control::KernelLimits,
+    ids::{NodeId, ReplicaId, Seq, Term},
+};
 
 /// When a cell is answered.
 #[derive(
@@ -264,6 +267,15 @@ pub struct KernelStatus {
     /// What the kernel still waits for before it can run its first cell, if it has not begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+    /// Files of the working directory that travel with the session.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+    /// The limits in force.
+    #[serde(default, skip_serializing_if = "KernelLimits::is_default")]
+    pub limits: KernelLimits,
+    /// Those of them that the node which answers cannot enforce, each as a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unenforced: Vec<String>,
     /// What it does just now.
     #[serde(default, skip_serializing_if = "KernelPhase::is_starting")]
     pub phase: KernelPhase,

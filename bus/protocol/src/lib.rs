@@ -5,6 +5,7 @@
 mod base64_bytes;
 pub mod control;
 pub mod envelope;
+pub mod environment;
 pub mod fault;
 pub mod history;
 pub mod ids;

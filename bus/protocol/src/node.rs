@@ -35,6 +35,12 @@ pub struct Beat {
     pub suspects: Vec<NodeId>,
     /// What its Python environment lacks to run kernels; `None` if it can.
     pub python_problem: Option<String>,
+    /// Digest of its Python environment, once that is known; the verb `environment` tells the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// Limits of kernels that it cannot enforce, each as a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unenforced: Vec<String>,
     /// Its replicas that sleep.
     #[serde(default, skip_serializing_if = "Asleep::is_none")]
     pub asleep: Asleep,

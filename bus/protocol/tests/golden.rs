@@ -11,6 +11,7 @@ use callboard_protocol::{
     Answer, Certainty, DiskId, Envelope, Epoch, Fault, FaultCode, Incarnation, KernelId, MessageId,
     NodeId, OwnerId, ReplicaId, Seq, Term,
     control::*,
+    environment::Environment,
     history::*,
     kernel::*,
     node::{Asleep, Beat, Kill, NodeExited, PythonStock},
@@ -160,6 +161,9 @@ fn kernel_messages_keep_their_first_version() {
         last_loss: None,
         waits_for: None,
         phase: KernelPhase::Starting,
+        files: Vec::new(),
+        limits: KernelLimits::default(),
+        unenforced: Vec::new(),
     };
     holds("kernel_status", &status);
     holds("kernel_status_phase", &KernelStatus { phase: KernelPhase::Parked, ..status });
@@ -180,9 +184,9 @@ fn kernel_messages_keep_their_first_version() {
 #[test]
 fn control_messages_keep_their_first_version() {
     let kernel = KernelId(uuid(3));
-    let options = KernelOptions::default();
-    let start =
-        StartKernel { kernel, name: Some("demo".to_owned()), replicas: 3, options, origin: None };
+    let (options, settings) = (KernelOptions::default(), KernelSettings::default());
+    let name = Some("demo".to_owned());
+    let start = StartKernel { kernel, name, replicas: 3, options, origin: None, settings };
     holds("start_kernel", &start);
     let at = "@7".to_owned();
     let origins = [Origin::Kernel { kernel, at }, Origin::Upload];
@@ -213,6 +217,8 @@ fn control_messages_keep_their_first_version() {
         generation: 0,
         recovery: None,
         origin: None,
+        settings: KernelSettings::default(),
+        needs: None,
         options: KernelOptions::default(),
     };
     let list = KernelList { kernels: vec![spec.clone()], next: None, hint: None };
@@ -234,12 +240,61 @@ fn control_messages_keep_their_first_version() {
         running_cells: 1,
         python_problem: None,
         disk_level: None,
+        environment: None,
+        unenforced: Vec::new(),
         asleep: 0,
         python_stock: PythonStock::default(),
     };
     holds("node_status_asleep", &NodeStatus { asleep: 3, ..status.clone() });
     let (outage, epoch) = (Some("2 of 3 nodes are silent".to_owned()), Epoch(7));
-    holds("node_list", &NodeList { nodes: vec![status], outage, epoch, leader: node(1) });
+    holds(
+        "node_list",
+        &NodeList { nodes: vec![status], outage, epoch, leader: node(1), held: Vec::new() },
+    );
+}
+
+#[test]
+fn settings_and_needs_of_kernels_keep_their_first_version() {
+    let kernel = KernelId(uuid(3));
+    let settings = KernelSettings {
+        directory: Some("/data".to_owned()),
+        limits: KernelLimits { memory_max_mib: Some(512), ..KernelLimits::default() },
+    };
+    let start = StartKernel {
+        kernel,
+        name: None,
+        replicas: 3,
+        options: KernelOptions::default(),
+        origin: None,
+        settings: settings.clone(),
+    };
+    holds("start_kernel_settings", &start);
+    let needs = Environment {
+        id: String::new(),
+        python: "3.11.7".to_owned(),
+        implementation: "CPython".to_owned(),
+        platform: "linux-x86_64".to_owned(),
+        distributions: [("numpy".to_owned(), "2.4.6".to_owned())].into(),
+    };
+    holds("note_needs", &NoteNeeds { kernel, needs: needs.clone() });
+    let spec = KernelSpec {
+        kernel,
+        owner: OwnerId::default(),
+        name: None,
+        replicas_wanted: 1,
+        replicas: BTreeMap::new(),
+        replica_next: ReplicaId(1),
+        version: 2,
+        options: KernelOptions::default(),
+        generation: 0,
+        recovery: None,
+        origin: None,
+        settings,
+        needs: Some(needs),
+    };
+    holds("kernel_spec_needs", &spec);
+    let reason = "every node holds a member already".to_owned();
+    holds("held_repair", &HeldRepair { kernel, reason });
 }
 
 #[test]
@@ -322,6 +377,8 @@ fn node_messages_keep_their_first_version() {
         epoch: Epoch(7),
         suspects: vec![node(2)],
         python_problem: Some("no ipykernel".to_owned()),
+        environment: None,
+        unenforced: Vec::new(),
         asleep: Asleep::default(),
         python_stock: PythonStock::default(),
         disk_level: None,

@@ -146,6 +146,7 @@ async fn start(shared: &Shared<'_>) -> Result<KernelId, ChaosError> {
         replicas: 3,
         options: KernelOptions::default(),
         origin: None,
+        settings: Default::default(),
     };
     let control = shared.cluster.client().control();
     let mut tries = 0;

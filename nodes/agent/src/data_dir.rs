@@ -78,7 +78,7 @@ impl DataDir {
         }
         let path = self.root.join("identity.toml");
         write_durably(&path, self.identity.to_toml().as_bytes())?;
-        for name in ["run", "groups", "chunks", "wal", "members"] {
+        for name in ["run", "groups", "chunks", "wal", "members", "work"] {
             let path = self.root.join(name);
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(|source| DataDirError::io("create", &path, source))?;

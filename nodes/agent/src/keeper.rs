@@ -323,6 +323,11 @@ impl KeeperState {
         self.args.pins.forget(&(group, key.1));
         self.noted.remove(&key);
         self.without_log.remove(&key);
+        let mut others = self.noted.keys().chain(self.running.keys());
+        if !others.any(|other| other.0 == key.0) {
+            let is_stopped = self.args.group.read(|state| state.is_stopped(key.0));
+            self.args.factory.forget(key.0, is_stopped);
+        }
     }
 
     async fn report(&mut self, key: MemberKey, why: String) {

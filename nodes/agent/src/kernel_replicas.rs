@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use callboard_kernel::{NodeContext, Replica, ReplicaArgs, ReplicaMsg};
 use callboard_protocol::{
-    ReplicaId,
+    KernelId, ReplicaId,
     control::KernelSpec,
     node::{Asleep, PythonStock},
 };
@@ -60,8 +60,21 @@ impl ReplicaFactory for KernelReplicas {
         (child.stop_within(STOP_WITHIN), Arc::new(Handle { address, cell }))
     }
 
+    fn forget(&self, kernel: KernelId, is_stopped: bool) {
+        let files = self.context.files.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = files.forget(kernel, is_stopped) {
+                tracing::warn!(%kernel, %error, "the files of a kernel could not be removed");
+            }
+        });
+    }
+
     fn python_stock(&self) -> PythonStock {
         self.context.python.status()
+    }
+
+    fn unenforced(&self) -> Vec<String> {
+        self.context.confinement.cgroups.unenforced_at_all()
     }
 
     fn running_cells(&self) -> u32 {

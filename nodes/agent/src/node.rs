@@ -8,11 +8,13 @@ use std::{
 
 use callboard_control::{Control, ControlArgs, DesiredState};
 use callboard_policy::{
+    environment::EnvironmentMatch,
     failure::{FailureConfig, NodesView},
     repair::RepairLimits,
 };
 use callboard_protocol::{
-    ActorKind, ClusterId, Envelope, GroupId, Incarnation, NodeId, Subject, node::NodeExited,
+    ActorKind, ClusterId, Envelope, GroupId, Incarnation, NodeId, Subject, control::KernelLimits,
+    environment::Environment, node::NodeExited,
 };
 use callboard_replicated::{
     Applied, ChunkPins, Disk, Group, GroupOptions, OpenError, Replicator, ReplicatorOptions,
@@ -69,6 +71,12 @@ pub struct NodeParts {
     pub repair: RepairLimits,
     /// What its Python environment lacks.
     pub python: watch::Receiver<Option<String>>,
+    /// What is installed in it, once that is known.
+    pub environment: watch::Receiver<Option<Environment>>,
+    /// How alike the Python environments of a kernel's nodes have to be.
+    pub environment_match: EnvironmentMatch,
+    /// The most that kernels may ask for.
+    pub limits_max: KernelLimits,
     /// Ends the process as a crash would.
     pub crash: Crash,
     /// Of the delays of restarts.
@@ -291,6 +299,8 @@ fn control_args(
         nodes: nodes.clone(),
         revision: revision.clone(),
         repair_limits: parts.repair,
+        environment_match: parts.environment_match,
+        limits_max: parts.limits_max,
     }
 }
 
@@ -312,6 +322,7 @@ fn node_actor_args(
         failure: parts.failure,
         view: Arc::new(view),
         python: parts.python.clone(),
+        environment: parts.environment.clone(),
         factory,
         roster: roster.clone(),
         beats: Arc::new(AtomicU64::new(0)),

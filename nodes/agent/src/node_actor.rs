@@ -18,6 +18,7 @@ use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Envelope, Epoch, Fault, FaultCode, Incarnation, NodeId, Subject,
     SubjectPattern,
     control::NodeHealth,
+    environment::Environment,
     node::{Beat, Kill},
 };
 use callboard_replicated::Group;
@@ -49,6 +50,7 @@ pub(crate) struct NodeActorArgs {
     pub(crate) failure: FailureConfig,
     pub(crate) view: Arc<watch::Sender<NodesView>>,
     pub(crate) python: watch::Receiver<Option<String>>,
+    pub(crate) environment: watch::Receiver<Option<Environment>>,
     pub(crate) factory: Arc<dyn ReplicaFactory>,
     pub(crate) roster: Roster,
     /// Number of the last beat; survives restarts of this actor.
@@ -65,6 +67,8 @@ pub(crate) enum NodeMsg {
     Heard(Box<Message>),
     /// Somebody wants something ended.
     Kill(Box<Message>),
+    /// Somebody wants to know what is installed here.
+    Environment(Box<Message>),
     /// The connection to the bus came or went.
     Bus(BusHealth),
 }
@@ -105,6 +109,7 @@ impl Actor for NodeActor {
             NodeMsg::Tick => state.tick().await,
             NodeMsg::Heard(message) => state.heard(&message),
             NodeMsg::Kill(message) => state.kill(&message).await,
+            NodeMsg::Environment(message) => state.tell_environment(&message).await,
             NodeMsg::Bus(health) => {
                 let now_ms = state.now_ms();
                 state.detector.on_bus(now_ms, health == BusHealth::Connected);
@@ -131,16 +136,20 @@ async fn listen(
             }
         }
     });
-    let kill = Subject::actor(&args.cluster, ActorKind::Node, &args.node, "kill");
-    let mut kills = args.lanes.control.subscribe(&SubjectPattern::Exact(kill)).await?;
-    let to = me.clone();
-    tasks.spawn(async move {
-        while let Some(message) = kills.next().await {
-            if to.send_message(NodeMsg::Kill(Box::new(message))).is_err() {
-                return;
+    let verbs: [(&str, fn(Box<Message>) -> NodeMsg); 2] =
+        [("kill", NodeMsg::Kill), ("environment", NodeMsg::Environment)];
+    for (verb, wrap) in verbs {
+        let subject = Subject::actor(&args.cluster, ActorKind::Node, &args.node, verb);
+        let mut asked = args.lanes.control.subscribe(&SubjectPattern::Exact(subject)).await?;
+        let to = me.clone();
+        tasks.spawn(async move {
+            while let Some(message) = asked.next().await {
+                if to.send_message(wrap(Box::new(message))).is_err() {
+                    return;
+                }
             }
-        }
-    });
+        });
+    }
     let (to, mut health) = (me.clone(), args.lanes.raft.health());
     tasks.spawn(async move {
         loop {
@@ -229,6 +238,8 @@ impl NodeState {
             suspects,
             python_problem,
             disk_level: Some(args.storage.level.borrow().beat.clone()),
+            environment: args.environment.borrow().as_ref().map(|it| it.id.clone()),
+            unenforced: args.factory.unenforced(),
             asleep: args.factory.asleep(),
             python_stock: args.factory.python_stock(),
         };
@@ -254,6 +265,18 @@ impl NodeState {
                 Err(fault) => tracing::debug!(%fault, "the end of a node could not be read"),
             },
             _ => {}
+        }
+    }
+
+    async fn tell_environment(&self, message: &Message) {
+        let known = self.args.environment.borrow().clone();
+        let unknown = || {
+            let text = format!("{} is still looking at its Python: ask again", self.args.node);
+            Fault::new(FaultCode::Unavailable, text)
+        };
+        let bus = &*self.args.lanes.control;
+        if let Err(fault) = typed::answer(bus, message, known.ok_or_else(unknown)).await {
+            tracing::debug!(%fault, "this node's environment could not be sent");
         }
     }
 

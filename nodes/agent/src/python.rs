@@ -1,7 +1,14 @@
 //! Whether the Python here can run kernels, and what to do if it cannot.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, SystemTime},
+};
 
+use callboard_kernel::python::ENVIRONMENT_PROGRAM;
+use callboard_protocol::environment::Environment;
+use serde::Deserialize;
 use tokio::process::Command;
 
 /// How long the check may take: importing ipykernel from a cold disk takes seconds.
@@ -59,6 +66,43 @@ pub async fn check_python(program: &Path) -> Option<String> {
     }
 }
 
+/// A Python environment and what to look at to see that it changed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Installed {
+    pub(crate) environment: Environment,
+    /// Where packages are installed.
+    directories: Vec<PathBuf>,
+}
+
+impl Installed {
+    /// Asks the interpreter.
+    ///
+    /// # Errors
+    /// A sentence if it cannot tell.
+    pub(crate) async fn read(program: &Path) -> Result<Self, String> {
+        let fail = |why: String| {
+            let program = program.display();
+            format!("{program} does not tell what is installed ({why}): try it by hand")
+        };
+        let run = Command::new(program)
+            .args(["-c", ENVIRONMENT_PROGRAM])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(CHECK_WITHIN, run)
+            .await
+            .map_err(|_| fail(format!("no answer within {} s", CHECK_WITHIN.as_secs())))?
+            .map_err(|error| fail(error.to_string()))?;
+        serde_json::from_slice(&output.stdout).map_err(|error| fail(error.to_string()))
+    }
+
+    /// The times of change of its directories.
+    pub(crate) fn changed(&self) -> Vec<Option<SystemTime>> {
+        let times = self.directories.iter();
+        times.map(|path| path.metadata().and_then(|it| it.modified()).ok()).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
@@ -70,6 +114,25 @@ mod tests {
         fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
+    }
+
+    #[tokio::test]
+    async fn an_environment_is_read_and_a_new_package_changes_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path();
+        let site = at.join("site");
+        fs::create_dir_all(site.join("Some_Thing-1.2.dist-info")).unwrap();
+        let body = format!("PYTHONPATH={} exec python3 \"$@\"", site.display());
+        let program = script(at, "python", &body);
+        let first = Installed::read(&program).await.unwrap();
+        assert_eq!(first.environment.distributions.get("some-thing").unwrap(), "1.2");
+        let before = first.changed();
+        fs::create_dir(site.join("more-1.dist-info")).unwrap();
+        assert_ne!(first.changed(), before);
+        let second = Installed::read(&program).await.unwrap();
+        assert_ne!(second.environment.id, first.environment.id);
+        let silent = Installed::read(&script(at, "silent", "true")).await.unwrap_err();
+        assert!(silent.contains("does not tell what is installed"), "{silent}");
     }
 
     #[tokio::test]

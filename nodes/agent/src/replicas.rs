@@ -27,6 +27,15 @@ pub trait ReplicaFactory: Send + Sync + 'static {
         replica: ReplicaId,
     ) -> (ChildSpec, Arc<dyn ReplicaHandle>);
 
+    /// No member of the kernel is left here, and with `is_stopped` nowhere: removes what is its own
+    /// on this node beside its log.
+    fn forget(&self, _kernel: KernelId, _is_stopped: bool) {}
+
+    /// Limits that cannot be enforced here, each as a sentence.
+    fn unenforced(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Cells that run on this node now.
     fn running_cells(&self) -> u32;
 

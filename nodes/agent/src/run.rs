@@ -7,14 +7,15 @@ use std::{
 };
 
 use callboard_kernel::{
-    NodeContext, NodeStats, PythonConfig, PythonPool, UpkeepConfig,
-    python::{Zygote, unpack_package},
+    Cgroups, Confinement, FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool,
+    UpkeepConfig,
+    python::{CGROUP_ROOT, Zygote, unpack_package},
 };
 use callboard_policy::{
-    failure::FailureConfig, hibernation::HibernationConfig, prewarm::PoolBounds,
-    repair::RepairLimits,
+    environment::EnvironmentMatch, failure::FailureConfig, hibernation::HibernationConfig,
+    prewarm::PoolBounds, repair::RepairLimits,
 };
-use callboard_protocol::NodeId;
+use callboard_protocol::{NodeId, control::KernelLimits, environment::Environment};
 use callboard_replicated::{
     ChunkArchive, ChunkExchange, ChunkStore, ChunkStoreOptions, Disk, FaultyDisk, KillProcess,
     RealDisk, ReplicatorOptions,
@@ -36,7 +37,7 @@ use crate::{
     kernel_replicas::KernelReplicas,
     node::{NodeParts, NodeServices, RunningNode},
     node_actor::Crash,
-    python::check_python,
+    python::{Installed, check_python},
     replicas::ReplicaFactory,
     storage::{ObjectArchive, Reserve, ReservedDisk, Storage, StorageOptions, wait_for_room},
     sweep::sweep,
@@ -48,6 +49,8 @@ pub const DISK_FAULTS_FILE: &str = "disk-faults";
 const CONNECT_EVERY: Duration = Duration::from_secs(1);
 /// Pause before a Python that lacked something is looked at again.
 const PYTHON_CHECK_EVERY: Duration = Duration::from_secs(30);
+/// Pause between two looks at whether packages were installed.
+const PACKAGES_LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Time for the answer to a kill to leave before the process ends.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
@@ -78,12 +81,18 @@ pub struct NodeOptions {
     pub capture_budget_ms: u64,
     /// Most bytes that a kernel's state may have.
     pub state_bytes_max: u64,
+    /// Where the files of sessions are, and what of them travels.
+    pub files: FileOptions,
     /// How long to wait for a broker that is down when the node starts.
     pub broker_wait: Duration,
     /// When the other nodes are suspected and given up.
     pub failure: FailureConfig,
     /// How fast repair may go.
     pub repair: RepairLimits,
+    /// How alike the Python environments of a kernel's nodes have to be.
+    pub environment_match: EnvironmentMatch,
+    /// The most that kernels' processes may have.
+    pub limits_max: KernelLimits,
     /// How it replicates.
     pub replicator: ReplicatorOptions,
     /// How its disk is used.
@@ -133,9 +142,10 @@ pub async fn run_node(options: NodeOptions) -> Result<ExitReason, NodeError> {
     tokio::pin!(stop);
     let (python, python_problem) =
         watch::channel(Some("its Python is still being checked".to_owned()));
-    let checking = tokio::spawn(watch_python(options.python.clone(), python));
+    let (installed, environment) = watch::channel(None);
+    let checking = tokio::spawn(watch_python(options.python.clone(), python, installed));
     let running = tokio::select! {
-        started = start(&options, python_problem) => started,
+        started = start(&options, python_problem, environment) => started,
         cause = &mut stop => {
             tracing::info!(cause, "stopped while starting");
             checking.abort();
@@ -167,6 +177,7 @@ pub async fn run_node(options: NodeOptions) -> Result<ExitReason, NodeError> {
 async fn start(
     options: &NodeOptions,
     python: watch::Receiver<Option<String>>,
+    environment: watch::Receiver<Option<Environment>>,
 ) -> Result<RunningNode, NodeError> {
     wait_for_room(&options.data_dir, options.storage.disk_reserve_bytes).await;
     let machine = MachineId::of_this_machine();
@@ -206,6 +217,7 @@ async fn start(
     .await?;
     let package_dir = unpack_package(&dir.root().join("python"))?;
     let python_pool = python_pool(options, package_dir, &run_dir);
+    let kernels_environment = environment.clone();
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
         node: options.node.clone(),
@@ -219,6 +231,9 @@ async fn start(
         failure: options.failure,
         repair: options.repair,
         python,
+        environment,
+        environment_match: options.environment_match,
+        limits_max: options.limits_max,
         crash: crash_by_signal(),
         seed: dir.disk().0.as_u64_pair().1 ^ incarnation.0,
         storage,
@@ -236,6 +251,13 @@ async fn start(
             disk: full_disk,
             exchange,
             python: python_pool,
+            environment: kernels_environment,
+            environment_match: options.environment_match,
+            files: options.files.clone(),
+            confinement: Confinement {
+                cgroups: Cgroups::prepare(Path::new(CGROUP_ROOT), &dir.disk().to_string()),
+                most: options.limits_max,
+            },
             upkeep: options.upkeep,
             hibernation: options.hibernation,
             run_dir,
@@ -300,8 +322,13 @@ async fn connect(options: &NodeOptions) -> Result<Lanes, NodeError> {
     }
 }
 
-/// Looks at Python now, and again for as long as it lacks something.
-async fn watch_python(program: PathBuf, problem: watch::Sender<Option<String>>) {
+/// Looks at Python now, and again for as long as it lacks something; then follows what is
+/// installed.
+async fn watch_python(
+    program: PathBuf,
+    problem: watch::Sender<Option<String>>,
+    installed: watch::Sender<Option<Environment>>,
+) {
     loop {
         let found = check_python(&program).await;
         if let Some(found) = &found {
@@ -310,9 +337,25 @@ async fn watch_python(program: PathBuf, problem: watch::Sender<Option<String>>) 
         let is_well = found.is_none();
         problem.send_replace(found);
         if is_well {
-            return;
+            break;
         }
         tokio::time::sleep(PYTHON_CHECK_EVERY).await;
+    }
+    loop {
+        match Installed::read(&program).await {
+            Ok(found) => {
+                let seen = found.changed();
+                tracing::info!(environment = %found.environment.id, "Python environment");
+                installed.send_replace(Some(found.environment.clone()));
+                while found.changed() == seen {
+                    tokio::time::sleep(PACKAGES_LOOK_EVERY).await;
+                }
+            }
+            Err(why) => {
+                tracing::warn!(%why, "kernels are placed without a look at this node's packages");
+                tokio::time::sleep(PYTHON_CHECK_EVERY).await;
+            }
+        }
     }
 }
 

@@ -53,6 +53,7 @@ fn three_nodes_form_the_system_group_and_its_leader_starts_kernels() {
             replicas: 3,
             options: Default::default(),
             origin: None,
+            settings: Default::default(),
         };
         let again: KernelSpec = cluster.try_ask("start_kernel", &request).await.unwrap();
         assert_eq!(again, spec);
@@ -84,6 +85,7 @@ fn a_stopped_kernels_members_end_everywhere() {
             replicas: 3,
             options: Default::default(),
             origin: None,
+            settings: Default::default(),
         };
         let fault = cluster.try_ask::<_, KernelSpec>("start_kernel", &request).await.unwrap_err();
         assert!(fault.message.contains("was stopped"), "{fault}");

@@ -66,6 +66,7 @@ async fn powered_off(universe: &Universe, disks: &[State; 3]) -> TestCluster {
         replicas: if stale.is_some() { 1 } else { 3 },
         options: Default::default(),
         origin: None,
+        settings: Default::default(),
     };
     let _: callboard_protocol::control::KernelSpec =
         cluster.until("a kernel", "start_kernel", &request, Some).await;

@@ -16,6 +16,9 @@ fn options(data_dir: &Path) -> NodeOptions {
     let credentials =
         Credentials::generate(&Role::Node(node.clone()), &cluster, "nats://127.0.0.1:9");
     NodeOptions {
+        environment_match: Default::default(),
+        limits_max: Default::default(),
+        files: callboard_kernel::FileOptions::new("/nonexistent".into()),
         data_dir: data_dir.to_owned(),
         bootstrap: vec![node.clone()],
         node,

@@ -181,6 +181,22 @@ pub struct StartArgs {
     /// How many replicas: 1, 3 or 5.
     #[arg(long, default_value_t = 3, value_parser = replicas)]
     pub replicas: u8,
+    /// Most memory of the kernel's processes, in MiB.
+    #[arg(long, value_name = "MIB")]
+    pub memory_max_mib: Option<u64>,
+    /// Most processor time, in percent of one processor.
+    #[arg(long, value_name = "PERCENT")]
+    pub cpu_max_percent: Option<u32>,
+    /// How long a cell may run, in seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub cell_wall_time_max_s: Option<u64>,
+    /// Most processes and threads.
+    #[arg(long, value_name = "N")]
+    pub processes_max: Option<u64>,
+    /// Start the session in this directory of every node, whose files do not travel, and not in
+    /// its own.
+    #[arg(long, value_name = "PATH")]
+    pub directory: Option<String>,
     /// Return once the kernel can run cells.
     #[arg(long)]
     pub wait: bool,

@@ -42,6 +42,7 @@ pub async fn run(
         replicas: spec.replicas_wanted,
         options: spec.options,
         origin: Some(origin),
+        settings: Default::default(),
     };
     let started = client.control().start_kernel(&request).await?;
     wait_begun(&client, fresh).await?;

@@ -5,7 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use callboard_protocol::{ClusterId, control::Standby};
+use callboard_kernel::{FileOptions, PipPolicy};
+use callboard_policy::environment::EnvironmentMatch;
+use callboard_protocol::{
+    ClusterId, NodeId,
+    control::{KernelLimits, Standby},
+};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -18,6 +23,16 @@ const NODES_MAX: u16 = 64;
 
 /// Shortest grace period of chunks: three times as long as a receipt for them counts.
 const CHUNK_GRACE_MIN_S: u64 = 60;
+
+/// Most files that may be carried: each is named in the kernel's log, which every snapshot holds.
+const FILES_MAX: u64 = 100_000;
+/// Most that carried files may have together: what changed is read into memory after a cell.
+const FILES_TOTAL_MAX_MIB: u64 = 4_096;
+
+/// Less memory than this is too little for a kernel that does nothing.
+const MEMORY_MIN_MIB: u64 = 128;
+/// A kernel has a dozen threads before it runs anything.
+const PROCESSES_MIN: u64 = 20;
 
 /// A cluster on one machine. configs/cluster.toml explains every key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +66,28 @@ pub struct ClusterConfig {
     pub capture_budget_s: u64,
     /// Most that a kernel's state may hold.
     pub state_mib_max: u64,
+    /// Holds one directory per kernel, whose files travel; empty: `work` in the node's folder.
+    pub session_directory: PathBuf,
+    /// Directories that every node sees under the same path; files there are not carried.
+    pub shared_directories: Vec<PathBuf>,
+    /// Largest file that is carried.
+    pub carry_file_max_mib: u64,
+    /// Most that the carried files of one kernel may have together.
+    pub carry_files_total_max_mib: u64,
+    /// Most files that are carried for one kernel.
+    pub carry_files_max: u64,
+    /// How alike the Python environments of a kernel's nodes have to be.
+    pub environment_match: EnvironmentMatch,
+    /// What `pip` does in a session.
+    pub pip_policy: PipPolicy,
+    /// Most memory of a kernel's processes together; 0 is no limit.
+    pub kernel_memory_max_mib: u64,
+    /// Most processor time of a kernel's processes, in percent of one processor; 0 is no limit.
+    pub kernel_cpu_max_percent: u32,
+    /// Most processes and threads of a kernel; 0 is no limit.
+    pub kernel_processes_max: u64,
+    /// How long a cell may run; 0 is no limit.
+    pub cell_wall_time_max_s: u64,
     /// Libraries that kernels find imported already, separated by spaces.
     pub zygote_preload: String,
     /// Started Python processes that each node keeps at hand at least.
@@ -104,6 +141,17 @@ impl Default for ClusterConfig {
             gone_after_ms: 60_000,
             capture_budget_s: 60,
             state_mib_max: 16_384,
+            session_directory: PathBuf::new(),
+            shared_directories: Vec::new(),
+            carry_file_max_mib: 16,
+            carry_files_total_max_mib: 256,
+            carry_files_max: 10_000,
+            environment_match: EnvironmentMatch::default(),
+            pip_policy: PipPolicy::default(),
+            kernel_memory_max_mib: 0,
+            kernel_cpu_max_percent: 0,
+            kernel_processes_max: 0,
+            cell_wall_time_max_s: 0,
             zygote_preload: "numpy pandas matplotlib".to_owned(),
             pool_min: 4,
             pool_max: 16,
@@ -234,6 +282,24 @@ impl ClusterConfig {
         ] {
             check(low < high, format!("{high_key} is {high}; it must be above {low_key}, {low}"));
         }
+        for path in self.shared_directories.iter().chain(given_path(&self.session_directory)) {
+            let shown = path.display();
+            check(
+                path.is_absolute(),
+                format!("'{shown}' is no absolute path; every node must find it"),
+            );
+        }
+        check(
+            self.carry_files_max <= FILES_MAX,
+            format!("carry_files_max is {}; use at most {FILES_MAX}", self.carry_files_max),
+        );
+        check(
+            self.carry_files_total_max_mib <= FILES_TOTAL_MAX_MIB,
+            format!(
+                "carry_files_total_max_mib is {}; use at most {FILES_TOTAL_MAX_MIB}, and a shared directory for more",
+                self.carry_files_total_max_mib
+            ),
+        );
         let segment = self.log_segment_mb;
         check(
             segment <= LOG_SEGMENT_MAX_MB,
@@ -251,6 +317,20 @@ impl ClusterConfig {
         for word in self.zygote_preload.split_whitespace().filter(|word| !is_module(word)) {
             check(false, format!("zygote_preload: '{word}' is no name of a Python module"));
         }
+        let memory = self.kernel_memory_max_mib;
+        check(
+            memory == 0 || memory >= MEMORY_MIN_MIB,
+            format!(
+                "kernel_memory_max_mib is {memory}; Python needs {MEMORY_MIN_MIB} to start, and 0 is no limit"
+            ),
+        );
+        let processes = self.kernel_processes_max;
+        check(
+            processes == 0 || processes >= PROCESSES_MIN,
+            format!(
+                "kernel_processes_max is {processes}; a kernel has up to {PROCESSES_MIN} threads of its own, and 0 is no limit"
+            ),
+        );
         let endpoint = &self.otlp_endpoint;
         let is_url = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         check(
@@ -277,6 +357,38 @@ impl ClusterConfig {
         problems
     }
 
+    /// The most that kernels' processes may have.
+    #[must_use]
+    pub fn limits(&self) -> KernelLimits {
+        KernelLimits {
+            memory_max_mib: Some(self.kernel_memory_max_mib).filter(|it| *it > 0),
+            cpu_max_percent: Some(self.kernel_cpu_max_percent).filter(|it| *it > 0),
+            cell_wall_time_max_s: Some(self.cell_wall_time_max_s).filter(|it| *it > 0),
+            processes_max: Some(self.kernel_processes_max).filter(|it| *it > 0),
+        }
+    }
+
+    /// Where `node`, whose folder is `data`, keeps the files of sessions.
+    #[must_use]
+    pub fn files(&self, node: &NodeId, data: &Path) -> FileOptions {
+        let root = match given(&self.session_directory) {
+            None => data.join("work"),
+            Some(root) if self.shared_directories.iter().any(|it| root.starts_with(it)) => {
+                root.to_owned()
+            }
+            // Nodes of one machine must not write into each other's.
+            Some(root) => root.join(node.as_str()),
+        };
+        FileOptions {
+            shared: self.shared_directories.clone(),
+            file_bytes_max: self.carry_file_max_mib.saturating_mul(1 << 20),
+            total_bytes_max: self.carry_files_total_max_mib.saturating_mul(1 << 20),
+            files_max: self.carry_files_max,
+            pip: self.pip_policy,
+            ..FileOptions::new(std::path::absolute(&root).unwrap_or(root))
+        }
+    }
+
     /// The cluster's id. [`Self::validate`] has checked it.
     ///
     /// # Errors
@@ -289,6 +401,10 @@ impl ClusterConfig {
 /// A path that was given, or `None` for the empty one that means "search".
 #[must_use]
 pub fn given(path: &Path) -> Option<&Path> {
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
+fn given_path(path: &PathBuf) -> Option<&PathBuf> {
     (!path.as_os_str().is_empty()).then_some(path)
 }
 
@@ -316,6 +432,10 @@ fn listed(known: &Table) -> String {
 fn from_text(text: &str, like: &Value) -> Value {
     match (like, text.parse::<i64>()) {
         (Value::Integer(_), Ok(number)) => Value::Integer(number),
+        (Value::Array(_), _) => env::split_paths(text)
+            .map(|path| Value::String(path.to_string_lossy().into_owned()))
+            .collect::<Vec<_>>()
+            .into(),
         (Value::Boolean(_), _) if matches!(text, "true" | "false") => {
             Value::Boolean(text == "true")
         }
@@ -368,6 +488,28 @@ mod tests {
         let pool = PoolBounds::default();
         assert_eq!(usize::from(config.pool_min), pool.processes_min);
         assert_eq!(usize::from(config.pool_max), pool.processes_max);
+    }
+
+    #[test]
+    fn a_session_directory_is_one_per_node_unless_all_nodes_see_it() {
+        let node = NodeId::new("node-2").unwrap();
+        let root = |text: &str| build(text).unwrap().files(&node, Path::new("/d")).root;
+        assert_eq!(root(""), Path::new("/d/work"));
+        assert_eq!(root("session_directory = '/s'"), Path::new("/s/node-2"));
+        let shared = "session_directory = '/nfs/s'\nshared_directories = ['/nfs']";
+        assert_eq!(root(shared), Path::new("/nfs/s"));
+        let problems =
+            build("pip_policy = 'maybe'\nenvironment_match = 'no'").unwrap_err().join("\n");
+        assert!(problems.contains("`refuse`, `replay`, `allow`"), "{problems}");
+        assert!(problems.contains("`exact`, `imported`, `off`"), "{problems}");
+        let problems = build("shared_directories = ['x']\ncarry_files_max = 1000000").unwrap_err();
+        assert!(problems[0].contains("'x' is no absolute path"), "{problems:?}");
+        assert!(problems[1].contains("carry_files_max is 1000000"), "{problems:?}");
+        let environment =
+            |key: &str| (key == "CALLBOARD_SHARED_DIRECTORIES").then(|| "/a:/b".to_owned());
+        let config =
+            ClusterConfig::build(Table::new(), environment, &Overrides::default()).unwrap();
+        assert_eq!(config.shared_directories, [Path::new("/a"), Path::new("/b")]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod disk;
 
 use std::{fs, path::Path, time::SystemTime};
 
+use callboard_kernel::{Cgroups, python::CGROUP_ROOT};
 use callboard_protocol::control::NodeHealth;
 use callboard_transport::server::{find_server, server_version};
 use serde::Serialize;
@@ -68,6 +69,7 @@ pub async fn run(context: &Context, args: DoctorArgs) -> Outcome {
     findings.push(disk::space(&args.data));
     findings.push(disk::sync_latency(&args.data));
     findings.push(isolation());
+    findings.push(limits(&config));
     findings.push(clock(SystemTime::now()));
     findings.push(cluster(context).await);
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
@@ -147,6 +149,20 @@ fn data_dir(data: &Path) -> Finding {
             Finding::new(check, Verdict::Ok, format!("{shown} holds no cluster yet"))
         }
     }
+}
+
+/// Whether the limits of kernels can be enforced on this machine.
+fn limits(config: &ClusterConfig) -> Finding {
+    let groups = Cgroups::prepare(Path::new(CGROUP_ROOT), "doctor");
+    groups.discard();
+    let missing = groups.unenforced_at_all();
+    if missing.is_empty() {
+        let text = "memory, processor share and processes of kernels can be limited here";
+        return Finding::new("limits", Verdict::Ok, text);
+    }
+    let is_configured = !groups.unenforced(&config.limits()).is_empty();
+    let verdict = if is_configured { Verdict::Fail } else { Verdict::Warn };
+    Finding::new("limits", verdict, missing.join("; "))
 }
 
 fn isolation() -> Finding {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use callboard_client::Client;
 use callboard_protocol::{
-    KernelId, ReplicaId,
-    control::{KernelOptions, KernelSpec, Standby, StartKernel},
+    KernelId, NodeId, ReplicaId,
+    control::{KernelLimits, KernelOptions, KernelSettings, KernelSpec, Standby, StartKernel},
     kernel::{KernelPhase, KernelStatus, ReplicaRole},
 };
 use serde::Serialize;
@@ -64,14 +64,46 @@ async fn start(context: &Context, args: StartArgs) -> Outcome {
     let kernel = KernelId::generate();
     let standby = args.standby.map(Standby::from);
     let options = KernelOptions { standby, parked: args.parked };
-    let request =
-        StartKernel { kernel, name: args.name, replicas: args.replicas, options, origin: None };
+    let limits = KernelLimits {
+        memory_max_mib: args.memory_max_mib,
+        cpu_max_percent: args.cpu_max_percent,
+        cell_wall_time_max_s: args.cell_wall_time_max_s,
+        processes_max: args.processes_max,
+    };
+    let settings = KernelSettings { directory: args.directory, limits };
+    let (name, replicas) = (args.name, args.replicas);
+    let request = StartKernel { kernel, name, replicas, options, origin: None, settings };
     let spec = client.control().start_kernel(&request).await?;
+    if !limits.is_default() {
+        say_what_is_not_enforced(&client, &spec).await?;
+    }
     if args.wait {
         wait_ready(&client, kernel).await?;
     }
     context.printer.data(&spec, |spec| spec.kernel.to_string())?;
     Ok(Exit::Ok)
+}
+
+/// Names the limits that nodes of the kernel do not enforce.
+async fn say_what_is_not_enforced(client: &Client, spec: &KernelSpec) -> Result<(), Failure> {
+    let nodes = client.control().list_nodes().await?.nodes;
+    let holds = |node: &NodeId| spec.replicas.values().any(|replica| replica.node == *node);
+    for node in nodes.iter().filter(|node| holds(&node.node)) {
+        for sentence in &node.unenforced {
+            say(&format!("{}: {sentence}", node.node));
+        }
+    }
+    Ok(())
+}
+
+fn limits_shown(limits: &KernelLimits) -> Vec<String> {
+    let all = [
+        limits.memory_max_mib.map(|it| format!("memory {it} MiB")),
+        limits.cpu_max_percent.map(|it| format!("processor {it} %")),
+        limits.processes_max.map(|it| format!("{it} processes")),
+        limits.cell_wall_time_max_s.map(|it| format!("cells {it} s")),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 /// Returns once every replica is there and the kernel answers.
@@ -138,17 +170,24 @@ fn placed(spec: &KernelSpec) -> String {
 struct Shown {
     spec: KernelSpec,
     status: KernelStatus,
+    /// Why a repair that it needs does not begin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repair_waits: Option<String>,
 }
 
 async fn show(context: &Context, kernel: &str) -> Outcome {
     let (client, spec) = context.find(kernel).await?;
     let status = client.kernel(spec.kernel).show().await?;
-    context.printer.data(&Shown { spec, status }, describe)?;
+    // Only the control plane knows; without its answer, the rest is worth showing.
+    let list = client.control().list_nodes().await.ok();
+    let held = list.and_then(|list| list.held.into_iter().find(|it| it.kernel == spec.kernel));
+    let repair_waits = held.map(|held| held.reason);
+    context.printer.data(&Shown { spec, status, repair_waits }, describe)?;
     Ok(Exit::Ok)
 }
 
 fn describe(shown: &Shown) -> String {
-    let Shown { spec, status } = shown;
+    let Shown { spec, status, repair_waits } = shown;
     let whole = status.replicas.iter().filter(|replica| is_whole(replica)).count();
     let mut lines = vec![
         format!("kernel     {}", spec.kernel),
@@ -164,14 +203,26 @@ fn describe(shown: &Shown) -> String {
         format!("phase      {}", phase(status.phase)),
         format!("state      {} bytes, {} names", status.state_bytes, status.names.len()),
     ];
-    if !status.names.is_empty() {
-        let more = status.names.len().saturating_sub(NAMES_SHOWN);
-        let shown = status.names.iter().take(NAMES_SHOWN).map(String::as_str);
-        let mut text = shown.collect::<Vec<_>>().join(" ");
-        if more > 0 {
-            text.push_str(&format!(" … and {more} more"));
+    if let Some(why) = repair_waits {
+        lines.push(format!("repair     waits: {why}"));
+    }
+    if !status.limits.is_default() {
+        lines.push(format!("limits     {}", limits_shown(&status.limits).join(", ")));
+    }
+    lines.extend(status.unenforced.iter().map(|it| format!("limits     {it}")));
+    if let Some(needs) = &spec.needs {
+        let versions =
+            needs.distributions.iter().map(|(name, version)| format!("{name} {version}"));
+        let all: Vec<String> = versions.collect();
+        lines.push(format!("imports    Python {}, {}", needs.python, listed(&all)));
+    }
+    if let Some(directory) = &spec.settings.directory {
+        lines.push(format!("directory  {directory}"));
+    }
+    for (label, names) in [("names", &status.names), ("files", &status.files)] {
+        if !names.is_empty() {
+            lines.push(format!("{label}      {}", listed(names)));
         }
-        lines.push(format!("names      {text}"));
     }
     for refused in &status.refused {
         lines.push(format!("not kept   {}: {}", refused.name, refused.reason));
@@ -189,6 +240,15 @@ fn describe(shown: &Shown) -> String {
     lines.push(String::new());
     lines.push(table(&["replica", "node", "role", "lag"], rows));
     lines.join("\n")
+}
+
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(NAMES_SHOWN).map(|name| name.escape_debug().to_string());
+    let text = shown.collect::<Vec<_>>().join(" ");
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => text,
+        more => format!("{text} … and {more} more"),
+    }
 }
 
 /// A replica as `callboard kill` takes it.

@@ -67,7 +67,9 @@ pub async fn run(args: NodeArgs) -> Outcome {
     let endpoint = Some(config.otlp_endpoint.as_str()).filter(|url| !url.is_empty());
     let _telemetry = telemetry::init(args.id.as_str(), endpoint).map_err(Failure::usage)?;
     let python = find_python(&config.python_program)?;
+    let limits_max = config.limits();
     let options = NodeOptions {
+        files: config.files(&args.id, &args.data),
         data_dir: args.data,
         node: args.id,
         credentials,
@@ -98,6 +100,8 @@ pub async fn run(args: NodeArgs) -> Outcome {
             ..FailureConfig::default()
         },
         repair: RepairLimits::default(),
+        environment_match: config.environment_match,
+        limits_max,
         replicator: ReplicatorOptions {
             timing: RaftTiming {
                 heartbeat_interval_ms: config.heartbeat_interval_ms,

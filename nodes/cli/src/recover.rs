@@ -93,6 +93,8 @@ mod tests {
             generation: 0,
             recovery: None,
             origin: None,
+            settings: Default::default(),
+            needs: None,
             options: Default::default(),
         };
         let (accepted, completed) = (Seq(8), Seq(7));

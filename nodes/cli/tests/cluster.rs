@@ -16,10 +16,7 @@ use std::path::Path;
 use support::{Cluster, Ran};
 
 fn executor_node(cluster: &Cluster) -> String {
-    let shown = cluster.show("k");
-    let replicas = shown["status"]["replicas"].as_array().unwrap();
-    let executor = replicas.iter().find(|r| r["role"] == "executor").unwrap();
-    executor["node"].as_str().unwrap().to_owned()
+    support::executor_node(cluster, "k")
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use callboard_protocol::{
     DiskId, Fault, FaultCode, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelOptions, KernelSpec, Origin},
+    control::{KernelOptions, KernelSettings, KernelSpec, Origin},
+    environment::Environment,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,9 @@ pub enum Command {
         /// What it begins with, if not empty.
         #[serde(default)]
         origin: Option<Origin>,
+        /// What else it was asked for with.
+        #[serde(default)]
+        settings: KernelSettings,
     },
     /// A kernel should not exist any more.
     StopKernel {
@@ -93,6 +97,13 @@ pub enum Command {
         kernel: KernelId,
         /// Its first member.
         replica: ReplicaId,
+    },
+    /// What a kernel's session needs of Python has changed.
+    NoteNeeds {
+        /// Of which kernel.
+        kernel: KernelId,
+        /// What it needs now.
+        needs: Environment,
     },
 }
 

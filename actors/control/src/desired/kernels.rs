@@ -3,12 +3,23 @@
 use callboard_policy::repair::in_flight;
 use callboard_protocol::{
     DiskId, KernelId, NodeId, OwnerId, ReplicaId,
-    control::{KernelOptions, KernelSpec, Origin, Recovery, ReplicaSpec, Standing},
+    control::{KernelOptions, KernelSettings, KernelSpec, Origin, Recovery, ReplicaSpec, Standing},
+    environment::Environment,
 };
 
 use super::{
     DesiredState, KERNELS_PER_OWNER_MAX, LAST_SPECS_MAX, Outcome, Refusal, TOMBSTONES_MAX,
 };
+
+/// What a kernel was asked for with, beside its name and places.
+pub(super) struct Asked {
+    /// How it is kept.
+    pub(super) options: KernelOptions,
+    /// What its sessions shall have.
+    pub(super) settings: KernelSettings,
+    /// What it begins with.
+    pub(super) origin: Option<Origin>,
+}
 
 impl DesiredState {
     /// Why a kernel may not start under this id, owner and name; `None` if it may.
@@ -55,15 +66,16 @@ impl DesiredState {
         &mut self,
         (kernel, owner, name): (KernelId, OwnerId, Option<String>),
         replicas: u8,
-        (places, origin): (Vec<(NodeId, DiskId)>, Option<Origin>),
-        options: KernelOptions,
+        places: Vec<(NodeId, DiskId)>,
+        Asked { options, settings, origin }: Asked,
     ) -> Outcome {
         if let Some(spec) = self.kernels.get(&kernel) {
             let is_same = spec.owner == owner
                 && spec.name == name
                 && spec.replicas_wanted == replicas
                 && spec.options == options
-                && spec.origin == origin;
+                && spec.origin == origin
+                && spec.settings == settings;
             return if is_same {
                 Outcome::AlreadySo(spec.clone())
             } else {
@@ -88,6 +100,8 @@ impl DesiredState {
             generation: 0,
             recovery: None,
             origin,
+            settings,
+            needs: None,
             options,
         };
         for (node, disk) in places {
@@ -138,6 +152,18 @@ impl DesiredState {
         if let Some((node, disk)) = join {
             add_member(spec, node, disk, Standing::Joiner);
         }
+        spec.version += 1;
+        Outcome::Kernel(spec.clone())
+    }
+
+    pub(super) fn note_needs(&mut self, kernel: KernelId, needs: Environment) -> Outcome {
+        let Some(spec) = self.kernels.get_mut(&kernel) else {
+            return Outcome::Refused(Refusal::NoSuchKernel { kernel });
+        };
+        if spec.needs.as_ref() == Some(&needs) {
+            return Outcome::AlreadySo(spec.clone());
+        }
+        spec.needs = Some(needs);
         spec.version += 1;
         Outcome::Kernel(spec.clone())
     }

@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use callboard_protocol::{
     OwnerId,
     control::{Origin, Standing},
+    environment::Environment,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -34,6 +35,7 @@ fn start(n: u128, who: &str, name: Option<&str>) -> Command {
         origin: None,
         options: Default::default(),
         places: (1..=3).map(|n| (node(n), disk(n))).collect(),
+        settings: Default::default(),
     }
 }
 
@@ -194,7 +196,9 @@ fn a_branch_needs_a_kernel_of_the_same_owner() {
     };
     let origin = Some(of(1));
     let kernel = kernel(3);
-    let branch = Command::StartKernel { kernel, owner, name, replicas, places, options, origin };
+    let settings = Default::default();
+    let branch =
+        Command::StartKernel { kernel, owner, name, replicas, places, options, origin, settings };
     assert_eq!(spec(state.apply(2, branch.clone())).origin, Some(of(1)));
     assert!(matches!(state.apply(3, branch), Outcome::AlreadySo(_)));
     let other = refused(state.apply(4, start(3, "ada", None)));
@@ -363,4 +367,29 @@ fn a_snapshot_of_an_unknown_format_is_refused_in_a_sentence() {
     let error = DesiredState::restore(&bytes).unwrap_err();
     assert!(error.contains("snapshot format 99"), "{error}");
     assert!(DesiredState::restore(b"junk").is_err());
+}
+
+#[test]
+fn what_a_session_needs_is_kept_in_its_entry_and_changes_its_version() {
+    let mut state = DesiredState::default();
+    let first = spec(state.apply(1, start(1, "ada", None)));
+    let needs = Environment { python: "3.11.7".to_owned(), ..Environment::default() };
+    let note = |n| Command::NoteNeeds { kernel: kernel(n), needs: needs.clone() };
+    let noted = spec(state.apply(2, note(1)));
+    assert_eq!((noted.needs.as_ref(), noted.version), (Some(&needs), first.version + 1));
+    assert!(matches!(state.apply(3, note(1)), Outcome::AlreadySo(same) if same == noted));
+    assert!(matches!(refused(state.apply(4, note(2))), Refusal::NoSuchKernel { .. }));
+}
+
+#[test]
+fn a_start_from_before_settings_existed_is_read() {
+    #[derive(serde::Serialize)]
+    enum Former {
+        StartKernel(KernelId, OwnerId, Option<String>, u8, Vec<(NodeId, DiskId)>),
+    }
+    let places: Vec<_> = (1..=3).map(|n| (node(n), disk(n))).collect();
+    let former = Former::StartKernel(kernel(1), owner("ada"), None, 3, places);
+    let bytes = rmp_serde::to_vec(&former).unwrap();
+    let read: Command = rmp_serde::from_slice(&bytes).unwrap();
+    assert_eq!(read, start(1, "ada", None));
 }

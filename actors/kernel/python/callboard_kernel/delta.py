@@ -63,6 +63,11 @@ class Delta:
         self.upsert.append(entry)
         group.parts, group.sent = parts, list(pickled.buffers)
 
+    def add_whole(self, key: str, names: list[str], kind: str, buffers: list[Any]) -> None:
+        """Adds a group that is no pickle."""
+        self.upsert.append({"group": key, "names": names, "kind": kind, "parts": len(buffers), "version": None})
+        self.buffers += [[buffer] for buffer in buffers]
+
 
 def _changed(before: Content, now: Content) -> list[int] | None:
     """The chunks in which a part differs; none at all, or None if it is better sent whole."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from . import live
+from .directory import DIRECTORY
 
 # Inputs per group: a cell changes the last group only, so its cost does not grow with the session.
 INPUTS_PER_GROUP = 64
@@ -24,7 +27,7 @@ def capture() -> dict[str, Any]:
         groups[f"history:In:{start}"] = (start, list(parsed[start:end]), list(raw[start:end]))
     hidden, user_ns = shell.user_ns_hidden, live.LIVE.user_ns
     owned = [name for name in _UNDERSCORES if name in hidden and hidden[name] is user_ns.get(name)]
-    groups["history:core"] = {"owned": owned, "directories": list(user_ns.get("_dh", ()))}
+    groups["history:core"] = {"owned": owned, "directories": _directories(user_ns)}
     return groups
 
 
@@ -57,10 +60,25 @@ def restore(groups: dict[str, Any], execution_count: int) -> None:
         else:
             shell.user_ns_hidden.pop(name, None)
     if core["directories"]:
-        user_ns["_dh"][:] = core["directories"]
+        user_ns["_dh"][:] = [_here(entry) for entry in core["directories"]]
     shell.execution_count = execution_count
 
 
 def _put(target: list[str], start: int, part: list[str]) -> None:
     target.extend([""] * (start + len(part) - len(target)))
     target[start : start + len(part)] = part
+
+
+def _directories(user_ns: dict[str, Any]) -> list[Any]:
+    """`_dh`, with those below the session's root as text relative to it."""
+    found = []
+    for entry in user_ns.get("_dh", ()):
+        text = os.fspath(entry)
+        carried = DIRECTORY.to_carried(text)
+        found.append(entry if carried == text else carried)
+    return found
+
+
+def _here(entry: Any) -> Any:
+    path = DIRECTORY.from_carried(entry) if isinstance(entry, str) else entry
+    return entry if path == entry else Path(path)

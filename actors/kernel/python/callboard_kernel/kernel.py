@@ -27,6 +27,8 @@ from ipykernel.utils import _async_in_context
 from . import PROTOCOL_VERSION, live
 from .background import Background
 from .channel import Channel
+from .directory import DIRECTORY
+from .packages import PACKAGES
 from .delta import Delta, Group
 from .magics import Magics
 from .refusal import CaptureInterrupted
@@ -190,6 +192,11 @@ class CallboardKernel(IPythonKernel):
     def _configure(self, header: dict[str, Any]) -> None:
         if "capture_budget_ms" in header:
             self.tracker.budget_s = header["capture_budget_ms"] / 1000
+        if header.get("directory"):
+            DIRECTORY.configure(header["directory"])
+            self.shell.user_ns["_dh"][:] = [Path.cwd()]
+        if header.get("packages"):
+            PACKAGES.configure(header["packages"])
         if "state_bytes_max" in header:
             self.tracker.state_bytes_max = header["state_bytes_max"]
         if "exclude" in header:

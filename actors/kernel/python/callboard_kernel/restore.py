@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from cloudpickle import cloudpickle
 
 from . import history, live, pickler
+from .directory import DIRECTORY
+from .file_restore import FileRestore
 from .namespace import Namespace
+from .packages import PACKAGES
 from .placeholder import Unavailable
 from .tracker import Tracker
 
@@ -43,6 +47,8 @@ class Restore:
         self.tracker.namespace.clear()
         cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.clear()
         live.LIVE.failed_modules.clear()
+        self._files()
+        self._environment()
         # The directory and sys.path come first: imports depend on them. Random states and settings
         # come last, since loading variables may import what changes them.
         self._session(first=True)
@@ -59,6 +65,32 @@ class Restore:
             self.failed.setdefault(module, reason)
         self.tracker.prime({group.key: group.names for group in self.groups})
         return [{"name": name, "reason": reason} for name, reason in self.failed.items()]
+
+    def _files(self) -> None:
+        """Files come before all else: the directory, imports and what is loaded may need them."""
+        if DIRECTORY.root is not None:
+            DIRECTORY.go(DIRECTORY.start or DIRECTORY.root)
+        files = FileRestore(self.tracker.files, [group for group in self.groups if group.kind == "file"])
+        files.run()
+        self.failed.update(files.failed)
+        DIRECTORY.notices += files.notices
+
+    def _environment(self) -> None:
+        """Installs what the session installed, and says what it imported that is not the same here."""
+        groups = {group.key: json.loads(bytes(group.stream)) for group in self.groups if group.kind == "environment"}
+        requirements = groups.get("environment:packages", {})
+        if requirements or PACKAGES.overlay:
+            DIRECTORY.notices += PACKAGES.replay(requirements)
+        imported = groups.get("environment:imported", {}).get("distributions", {})
+        other = self.tracker.imported.adopt(imported)
+        if other:
+            words = [
+                f"{name} {version} instead of {imported[name]}" if version else f"no {name} (it was {imported[name]})"
+                for name, version in sorted(other.items())
+            ]
+            DIRECTORY.notices.append(
+                f"callboard: this machine has {', '.join(words)}: what depends on it may fail or give other results"
+            )
 
     def _load_name(self, name: str) -> None:
         group = self._group_of.get(name)

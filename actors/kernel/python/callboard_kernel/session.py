@@ -14,6 +14,8 @@ import warnings
 from typing import Any, Callable
 
 from . import libraries, live
+from .directory import DIRECTORY
+from .packages import PACKAGES
 from .warned import Warned
 
 _PROCESS_VARIABLES = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "PYTHONPATH", "JPY_PARENT_PID", "JPY_INTERRUPT_EVENT"})
@@ -75,10 +77,12 @@ class Session:
             removed = [key for key in self.environ if key not in os.environ and _carried(key)]
         added, dropped = [], []
         if sys.path != self.path:
-            added = [(index, entry) for index, entry in enumerate(sys.path) if entry not in self.path]
+            own = [*self.path, PACKAGES.overlay]
+            extra = [(index, entry) for index, entry in enumerate(sys.path) if entry not in own]
+            added = [(index, DIRECTORY.to_carried(entry) if isinstance(entry, str) else entry) for index, entry in extra]
             dropped = [entry for entry in self.path if entry not in sys.path]
         try:
-            directory = os.getcwd()
+            directory = DIRECTORY.to_carried(os.getcwd())
         except FileNotFoundError:
             directory = None
         return {"cwd": directory, "set": changed, "unset": removed, "path_add": added, "path_drop": dropped}
@@ -93,10 +97,12 @@ class Session:
             os.environ.pop(key, None)
         path = [entry for entry in self.path if entry not in state["path_drop"]]
         for index, entry in state["path_add"]:
-            path.insert(index, entry)
+            path.insert(index, DIRECTORY.from_carried(entry) if isinstance(entry, str) else entry)
         sys.path[:] = path
+        if PACKAGES.overlay and PACKAGES.overlay not in path:
+            sys.path.insert(0, PACKAGES.overlay)
         if state["cwd"] is not None:
-            os.chdir(state["cwd"])
+            DIRECTORY.go(DIRECTORY.from_carried(state["cwd"]))
 
     def interpreter(self) -> dict[str, Any] | None:
         state: dict[str, Any] = {}

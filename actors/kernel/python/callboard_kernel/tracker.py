@@ -8,18 +8,23 @@ prove equal.
 from __future__ import annotations
 
 import gc
+import json
 import time
 import types
 from dataclasses import dataclass
 from typing import Any, Callable
 
 from . import bundles, graph, history, live, pickler, refusal
+from .directory import DIRECTORY
+from .environment import Imported, facts
+from .files import Files, Unsteady
 from .buffers import Buffers, Content
 from .delta import Delta, Group
 from .digests import DIGEST_BYTES, digest
 from .fingerprint import Fingerprint, fingerprint, same
 from .functions import is_importable
 from .namespace import Namespace, is_output
+from .packages import PACKAGES
 from .placeholder import Unavailable
 from .session import Session
 from .sharing import joins
@@ -64,6 +69,8 @@ class Tracker:
     def __init__(self) -> None:
         self.namespace = Namespace()
         self.session = Session()
+        self.files = Files()
+        self.imported = Imported(live.LIVE.user_ns)
         self.buffers = Buffers()
         self.budget_s = DEFAULT_BUDGET_S
         self.state_bytes_max: float = DEFAULT_STATE_BYTES_MAX
@@ -103,6 +110,10 @@ class Tracker:
             self.session.warned.is_quiet = False
             self._plain("session", self._session_values(delta), current, delta)
             self._plain("history", history.capture(), current, delta)
+            self._files(current, delta)
+            self._environment(current, delta)
+            delta.notices += DIRECTORY.notices
+            DIRECTORY.notices.clear()
             delta.removed = [key for key in self.groups if key not in current]
             self.groups = current
             delta.elapsed_ms = self.elapsed_ms = (time.monotonic() - start) * 1000
@@ -114,7 +125,9 @@ class Tracker:
         A group that would be cut differently now is left unproven, so the next capture sends it.
         """
         self.entries, self.groups, self.anchors = {}, {}, {}
+        notices = list(DIRECTORY.notices)
         self.capture()
+        DIRECTORY.notices[:] = notices
         for key, group in self.groups.items():
             if sorted(held.get(key, ())) != sorted(group.names):
                 group.signature = None
@@ -327,6 +340,38 @@ class Tracker:
                 continue
             current[key] = group = Group([key], kind, signature, self.captures)
             delta.add(key, group, pickled, contents, known)
+
+    def _files(self, current: dict[str, Group], delta: Delta) -> None:
+        """Groups of files; one whose files change just now stays as it was until the next capture."""
+        groups, left = self.files.groups()
+        for key, (names, signature, parts) in groups.items():
+            known = self.groups.get(key)
+            if known is None or known.signature != signature:
+                try:
+                    buffers = parts()
+                except (OSError, Unsteady) as error:
+                    left.append((names[0] if names else key, str(error)))
+                    if known is not None:
+                        current[key] = known
+                    continue
+                delta.add_whole(key, names, "file", buffers)
+            current[key] = Group(names, "file", signature)
+        for path, reason in left:
+            self._report((path, "file", reason), delta)
+
+    def _environment(self, current: dict[str, Group], delta: Delta) -> None:
+        """Groups of JSON: what the session has imported, and what it has installed for itself."""
+        values: dict[str, Any] = {}
+        if imported := self.imported.look(live.LIVE.user_ns, PACKAGES.overlay):
+            values["environment:imported"] = {**facts(), "distributions": imported}
+        if PACKAGES.requirements:
+            values["environment:packages"] = PACKAGES.requirements
+        for key, value in values.items():
+            text = json.dumps(value, sort_keys=True).encode()
+            known = self.groups.get(key)
+            if known is None or known.signature != text:
+                delta.add_whole(key, [], "environment", [text])
+            current[key] = Group([], "environment", text)
 
     def _report(self, refused: tuple[str, str, str], delta: Delta) -> None:
         name, kind, reason = refused

@@ -113,7 +113,14 @@ def shared_zygote() -> Zygote | None:
 class Kernel:
     """A kernel process with a client and its node's stand-in."""
 
-    def __init__(self, directory: Path | None = None, zygote: Zygote | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path | None = None,
+        zygote: Zygote | None = None,
+        root: Path | None = None,
+        packages: dict[str, str] | None = None,
+        **limits: Any,
+    ) -> None:
         self.scratch = tempfile.TemporaryDirectory(prefix="callboard-test-")
         scratch = Path(self.scratch.name)
         state_path = str(scratch / "state.sock")
@@ -136,6 +143,10 @@ class Kernel:
             command = [sys.executable, "-m", "callboard_kernel", "-f", connection_file]
             self.process = subprocess.Popen(command, env={**os.environ, **changes}, cwd=directory)
         self.hello = self.node.accept()
+        if root is not None:
+            root.mkdir(parents=True, exist_ok=True)
+            told = {"type": "configure", "directory": {"root": str(root), **limits}, "packages": packages}
+            self.node.send(told, [])
         self.client = BlockingKernelClient(connection_file=connection_file)
         self.client.load_connection_file()
         self.client.start_channels()

@@ -4,7 +4,9 @@
 //! [`Zygote`], or started the long way. [`PythonProcess`] owns the child, its sockets and its directory. It decides nothing: what
 //! happens arrives as [`PythonEvent`]s, what is wanted is sent through it.
 
+mod cgroup;
 mod child;
+mod directory;
 mod launch;
 pub mod memory;
 mod orphans;
@@ -17,6 +19,8 @@ mod state_socket;
 mod wire;
 mod zygote;
 
+pub use cgroup::{CGROUP_ROOT, Cgroups};
+pub use directory::{FileOptions, PipPolicy, SessionConfig, SessionDirectory, SessionPackages};
 pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;
 pub use pool::{PythonPool, Taken};
@@ -27,6 +31,9 @@ pub use state_socket::{
 pub use zygote::{Zygote, ZygoteStatus};
 
 use callboard_protocol::jupyter::JupyterMessage;
+
+/// A program that prints the environment of the interpreter that runs it, as JSON.
+pub const ENVIRONMENT_PROGRAM: &str = include_str!("../../python/callboard_kernel/environment.py");
 
 /// What a Python process tells.
 #[derive(Debug)]

@@ -20,7 +20,9 @@ use tokio::{
 
 use super::{
     PythonEvent,
+    cgroup::Confined,
     child::KernelChild,
+    directory::SessionConfig,
     launch::{SocketDirectory, probe, spawn, write_connection},
     sockets::Sockets,
     state_socket::{self, FromPython, Hello, PROTOCOL_VERSION, RestoreGroup},
@@ -51,7 +53,7 @@ pub struct PythonConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// Its directory could not be made.
-    #[error("cannot create the kernel's socket directory {path}: {source}")]
+    #[error("cannot create the kernel's directory {path}: {source}")]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -91,6 +93,8 @@ pub enum LaunchError {
 enum Order {
     Send(JupyterMessage),
     Restore { groups: Vec<RestoreGroup>, execution_count: u64 },
+    Configure(Box<SessionConfig>),
+    End(String),
     Interrupt,
     Kill,
 }
@@ -145,9 +149,20 @@ impl PythonProcess {
         let _ = self.orders.send(Order::Restore { groups, execution_count });
     }
 
+    /// Makes the process that of a kernel: its directories, and what may be done in it. To be called
+    /// before the first [`Self::restore`].
+    pub fn configure(&self, session: SessionConfig) {
+        let _ = self.orders.send(Order::Configure(Box::new(session)));
+    }
+
     /// Interrupts what runs, as Ctrl-C would.
     pub fn interrupt(&self) {
         let _ = self.orders.send(Order::Interrupt);
+    }
+
+    /// Kills the process and what it started, for a reason that is told in place of the signal.
+    pub fn end(&self, cause: String) {
+        let _ = self.orders.send(Order::End(cause));
     }
 
     /// Kills the process and what it started.
@@ -164,6 +179,10 @@ struct Running {
     from_python: mpsc::UnboundedReceiver<FromPython>,
     to_python: OwnedWriteHalf,
     directory: SocketDirectory,
+    /// Why it was killed, if it was killed on purpose.
+    cause: Option<String>,
+    /// Its group, and the limit of its memory in MiB.
+    confined: Option<(Confined, u64)>,
 }
 
 impl Running {
@@ -219,8 +238,18 @@ impl Running {
         };
         match connected {
             Ok((sockets, from_kernel, from_python, to_python, hello)) => {
-                let running =
-                    Self { child, pid, sockets, from_kernel, from_python, to_python, directory };
+                let cause = None;
+                let running = Self {
+                    child,
+                    pid,
+                    sockets,
+                    from_kernel,
+                    from_python,
+                    to_python,
+                    directory,
+                    cause,
+                    confined: None,
+                };
                 Ok((running, hello))
             }
             Err(error) => {
@@ -274,6 +303,15 @@ impl Running {
                     let _ = killpg(self.pid, Signal::SIGKILL);
                 }
             }
+            Order::Configure(session) => {
+                if let Err(error) = self.configure(&session).await {
+                    self.end_because(format!(
+                        "ended, as its directories could not be made ({error}): see to {}",
+                        session.directory.root.display()
+                    ));
+                }
+            }
+            Order::End(cause) => self.end_because(cause),
             Order::Interrupt => {
                 let _ = kill(self.pid, Signal::SIGINT);
             }
@@ -284,6 +322,25 @@ impl Running {
         }
     }
 
+    async fn configure(&mut self, session: &SessionConfig) -> std::io::Result<()> {
+        session.create()?;
+        let (limits, cgroups) = &session.limits;
+        if !limits.is_default() {
+            // A group per process, so that what is counted in it is this process's.
+            let kernel = session.directory.root.file_name().unwrap_or_default().to_string_lossy();
+            let confined = cgroups.confine(&format!("{kernel}-{}", self.pid), self.pid, limits)?;
+            self.confined = Some((confined, limits.memory_max_mib.unwrap_or(0)));
+        }
+        state_socket::write_session(&mut self.to_python, session).await
+    }
+
+    /// Kills the process for a reason that is told in place of the signal.
+    fn end_because(&mut self, cause: String) {
+        tracing::warn!(%cause, "a Python process is ended");
+        self.cause = Some(cause);
+        let _ = killpg(self.pid, Signal::SIGKILL);
+    }
+
     async fn exited(&mut self, status: Option<ExitStatus>) -> PythonEvent {
         // What it started goes with it.
         let _ = killpg(self.pid, Signal::SIGKILL);
@@ -292,7 +349,14 @@ impl Running {
         if !tail.is_empty() {
             tracing::warn!(%how, %tail, "a Python process ended");
         }
-        if how.contains("signal 9") {
+        let memory = self.confined.as_ref().filter(|(confined, _)| confined.memory_kills() > 0);
+        if let Some(cause) = self.cause.take() {
+            how = cause;
+        } else if let Some((_, limit_mib)) = memory
+            && how.contains("signal 9")
+        {
+            how = format!("killed, as it used more than {limit_mib} MiB (limit of this kernel)");
+        } else if how.contains("signal 9") {
             how.push_str(" (out of memory, or killed by hand)");
         }
         PythonEvent::Exited { how }

@@ -13,6 +13,8 @@ use tokio::{
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
 };
 
+use super::directory::SessionConfig;
+
 /// Longest JSON header; names and refusals of a namespace of a hundred thousand names fit.
 const HEADER_LENGTH_MAX: usize = 16 << 20;
 /// Longest buffer taken from the Python side; its own limit, in the configuration, comes first.
@@ -99,6 +101,16 @@ pub struct CapturedGroup {
     pub parts: Vec<CapturedPart>,
 }
 
+impl CapturedGroup {
+    /// Its first part, if that came whole.
+    pub(crate) fn first_whole(&self) -> Option<&Bytes> {
+        match self.parts.first()? {
+            CapturedPart::Whole(bytes) => Some(bytes),
+            CapturedPart::Patch(_) => None,
+        }
+    }
+}
+
 /// A part, whole or as what changed.
 #[derive(Debug)]
 pub enum CapturedPart {
@@ -151,6 +163,13 @@ pub struct RestoreGroup {
     pub kind: String,
     /// The pickle stream, then its out-of-band buffers, each in pieces.
     pub parts: Vec<Vec<Bytes>>,
+}
+
+impl RestoreGroup {
+    /// The first piece of its first part: all of it, unless it is large.
+    pub(crate) fn first_piece(&self) -> Option<&Bytes> {
+        self.parts.first()?.first()
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -305,6 +324,17 @@ pub(super) async fn write_configure(
         "type": "configure", "capture_budget_ms": capture_budget_ms,
         "state_bytes_max": state_bytes_max, "exclude": [], "buffers": [],
     });
+    write(socket, &json, &[]).await
+}
+
+/// Makes the process that of a kernel.
+pub(super) async fn write_session(
+    socket: &mut OwnedWriteHalf,
+    session: &SessionConfig,
+) -> io::Result<()> {
+    let mut json = serde_json::to_value(session).map_err(|error| invalid(error.to_string()))?;
+    json["type"] = "configure".into();
+    json["buffers"] = serde_json::json!([]);
     write(socket, &json, &[]).await
 }
 

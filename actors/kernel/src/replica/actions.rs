@@ -13,7 +13,7 @@ use super::{Internal, ReplicaState, Stored, tell};
 use crate::{
     aborted,
     held::{HeldState, NotHeld},
-    python::{PythonEvent, Taken},
+    python::{PythonEvent, SessionConfig, Taken},
     refusal::WithoutRoom,
     running_cell::{PlacedOutput, RunningCell},
     state::{self, Named, Packer},
@@ -77,7 +77,10 @@ impl ReplicaState {
         self.python_life += 1;
         self.held = HeldState::default();
         let life = self.python_life;
-        let Taken { process, mut events, hello } = self.args.context.python.take();
+        let context = &self.args.context;
+        let Taken { process, mut events, hello } = context.python.take();
+        let limits = (self.limits(), context.confinement.cgroups.clone());
+        process.configure(SessionConfig::of(&context.files, &self.args.spec, limits));
         self.python = Some(process);
         let me = self.me.clone();
         if let Some(hello) = hello {
@@ -132,6 +135,9 @@ impl ReplicaState {
     pub(super) fn restore_read(&mut self, term: Term, result: Result<super::ReadState, String>) {
         if self.executor.python() != PythonPhase::Restoring(term) {
             return;
+        }
+        if let Ok((groups, _)) = &result {
+            self.note_imported(groups.iter().map(|it| (it.group.as_str(), it.first_piece())));
         }
         match (result, &self.python) {
             (Ok((groups, execution_count)), Some(python)) => {

@@ -126,7 +126,8 @@ impl Sleeper {
                 }
             }
             // Left over from when it was awake.
-            Internal::Python(..)
+            Internal::NeedsNoted(_)
+            | Internal::Python(..)
             | Internal::Proposed(..)
             | Internal::Packed(..)
             | Internal::Stored(..)
@@ -224,6 +225,9 @@ mod tests {
             state_bytes: 9,
             last_loss: None,
             waits_for: None,
+            files: Vec::new(),
+            limits: callboard_protocol::control::KernelLimits::default(),
+            unenforced: Vec::new(),
             phase: KernelPhase::Hibernating,
         };
         let voters = [(ReplicaId(2), NodeId::new("node-2").unwrap())].into();

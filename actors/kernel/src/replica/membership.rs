@@ -289,6 +289,8 @@ mod tests {
             generation: 0,
             recovery: None,
             origin: None,
+            settings: Default::default(),
+            needs: None,
             options: Default::default(),
         }
     }

@@ -13,7 +13,9 @@ mod branch;
 mod chunks;
 mod hibernating;
 mod life;
+mod limits;
 mod membership;
+mod needs;
 mod python_events;
 mod queries;
 mod starting;
@@ -34,6 +36,7 @@ use callboard_policy::{
 use callboard_protocol::{
     NodeId, ReplicaId, Seq, Term,
     control::KernelSpec,
+    environment::Environment,
     kernel::{Level, SleepOffer},
 };
 use callboard_replicated::{Applied as GroupEvent, Group, ProposeError};
@@ -105,6 +108,8 @@ pub enum Internal {
     BaseReadable(bool, bool),
     /// The state of a term could be read and was handed to Python, or not.
     RestoreRead(Term, Result<ReadState, String>),
+    /// The control plane knows what the session needs.
+    NeedsNoted(Box<Environment>),
     /// The nodes' health changed.
     Nodes,
     /// The group's leader or members changed.
@@ -179,6 +184,7 @@ pub struct ReplicaState {
     traces: CellTraces,
     chunk_keeper: chunks::ChunkKeeper,
     chunks_complete: bool,
+    needs: needs::Needs,
     changing_members: bool,
     told_generation: Option<Instant>,
     trouble: beginning::Trouble,
@@ -257,6 +263,7 @@ impl ReplicaState {
                 self.step(Input::BaseReadable(readable));
             }
             Internal::RestoreRead(term, result) => self.restore_read(term, result),
+            Internal::NeedsNoted(needs) => self.needs_noted(*needs),
             Internal::Nodes => self.nodes_changed(),
             Internal::Membership => {
                 // Another leader copies to the object store.
@@ -435,9 +442,11 @@ impl ReplicaState {
             let outputs = cell.take_unlogged(true);
             self.log_outputs(outputs);
         }
+        self.watch_wall_time();
         self.step(Input::Tick);
         self.drive_membership();
         self.tell_generation();
+        self.report_needs();
         self.hibernate(hibernation::Input::Look);
         self.tasks.tidy();
         self.askers.retain(|_, (since, _)| since.elapsed() < REQUEST_KEPT);

@@ -24,6 +24,8 @@ impl ReplicaState {
             }
             PythonEvent::Jupyter(message) => self.heard(message),
             PythonEvent::Captured(captured) => {
+                let groups = captured.upsert.iter();
+                self.note_imported(groups.map(|it| (it.group.as_str(), it.first_whole())));
                 if let Some(cell) = &mut self.cell
                     && cell.msg_id == captured.msg_id
                 {

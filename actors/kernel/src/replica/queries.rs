@@ -199,6 +199,7 @@ impl ReplicaState {
             .filter(|r| matches!(r.role, ReplicaRole::Executor | ReplicaRole::Standby))
             .count() as u64;
         let waits_for = self.waits_for();
+        let limits = self.limits();
         self.read(|log| KernelStatus {
             term: log.open_term().map(|open| open.term),
             accepted: log.accepted(),
@@ -207,12 +208,10 @@ impl ReplicaState {
             raft_leader: Some(self.args.replica),
             losses_survivable: healthy.saturating_sub(voters / 2 + 1),
             replicas,
-            names: log
-                .manifest()
-                .values()
-                .filter(|group| group.kind == "variables")
-                .flat_map(|group| group.names.iter().cloned())
-                .collect(),
+            names: names_of(log, "variables"),
+            files: names_of(log, "file"),
+            limits,
+            unenforced: self.args.context.confinement.cgroups.unenforced(&limits),
             refused: log.refused().to_vec(),
             state_bytes: log
                 .manifest()
@@ -225,6 +224,14 @@ impl ReplicaState {
             phase: self.phase(log),
         })
     }
+}
+
+/// The names in all groups of one kind, in order.
+fn names_of(log: &KernelLog, kind: &str) -> Vec<String> {
+    let groups = log.manifest().values().filter(|group| group.kind == kind);
+    let mut names: Vec<String> = groups.flat_map(|group| group.names.iter().cloned()).collect();
+    names.sort_unstable();
+    names
 }
 
 /// Reads logged outputs back; an output whose bytes can be had nowhere is left out.

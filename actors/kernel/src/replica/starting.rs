@@ -179,6 +179,7 @@ impl ReplicaState {
             askers: HashMap::new(),
             traces: CellTraces::default(),
             chunks_complete: false,
+            needs: super::needs::Needs::default(),
             changing_members: false,
             told_generation: None,
             trouble: super::beginning::Trouble::default(),

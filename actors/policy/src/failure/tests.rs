@@ -28,6 +28,8 @@ fn beat(number: usize, incarnation: u64, at_ms: u64) -> Beat {
         suspects: vec![],
         python_problem: None,
         disk_level: None,
+        environment: None,
+        unenforced: Vec::new(),
         asleep: Default::default(),
         python_stock: Default::default(),
     }

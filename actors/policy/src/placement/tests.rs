@@ -14,16 +14,18 @@ pub(crate) fn load(number: usize, health: NodeHealth, replicas: u32, cells: u32)
         running_cells: cells,
         python_problem: None,
         disk_high_percent: None,
+        environment: None,
     }
 }
 
 fn request(count: u8, present: Vec<NodeId>) -> PlacementRequest {
-    PlacementRequest { kernel: KernelId(Uuid::from_u128(1)), count, present }
+    PlacementRequest { kernel: KernelId(Uuid::from_u128(1)), count, present, needs: None }
 }
 
 fn views() -> impl Strategy<Value = ClusterView> {
     prop::collection::vec((0_u8..4, 0_u32..9, 0_u32..4), 0..8).prop_map(|nodes| ClusterView {
         version: 3,
+        environments: Environments::default(),
         nodes: nodes
             .into_iter()
             .enumerate()
@@ -80,6 +82,7 @@ proptest! {
 fn the_least_loaded_node_wins_and_a_running_cell_outweighs_idle_members() {
     let view = ClusterView {
         version: 1,
+        environments: Environments::default(),
         nodes: vec![
             load(1, NodeHealth::Up, 0, 1),
             load(2, NodeHealth::Up, 3, 0),
@@ -95,6 +98,7 @@ fn the_least_loaded_node_wins_and_a_running_cell_outweighs_idle_members() {
 fn a_tie_is_broken_by_the_seed() {
     let view = ClusterView {
         version: 1,
+        environments: Environments::default(),
         nodes: (1..9).map(|number| load(number, NodeHealth::Up, 0, 0)).collect(),
     };
     let firsts: BTreeSet<_> = (0..50)
@@ -107,6 +111,7 @@ fn a_tie_is_broken_by_the_seed() {
 fn the_explanation_names_every_node_and_the_next_step() {
     let mut view = ClusterView {
         version: 1,
+        environments: Environments::default(),
         nodes: vec![load(1, NodeHealth::Gone, 0, 0), load(2, NodeHealth::Up, 0, 0)],
     };
     let text = place(&view, &request(2, vec![]), 1).to_string();
@@ -119,9 +124,68 @@ fn the_explanation_names_every_node_and_the_next_step() {
 #[test]
 fn a_node_whose_disk_is_above_its_mark_takes_no_member_and_the_reason_says_so() {
     let nodes = vec![load(1, NodeHealth::Up, 0, 0), load(2, NodeHealth::Up, 5, 0)];
-    let mut view = ClusterView { version: 3, nodes };
+    let mut view = ClusterView { version: 3, nodes, environments: Environments::default() };
     view.nodes[0].disk_high_percent = Some(96);
     let placement = place(&view, &request(2, Vec::new()), 1);
     assert!(placement.chosen.iter().all(|it| it.node == view.nodes[1].node));
     assert!(placement.to_string().contains("its disk is 96 % full: free space on it"));
+}
+
+fn with_python(view: &mut ClusterView, number: usize, id: &str, distributions: &[(&str, &str)]) {
+    let environment = Environment {
+        id: id.to_owned(),
+        python: "3.11.7".to_owned(),
+        distributions: distributions
+            .iter()
+            .map(|(name, version)| ((*name).to_owned(), (*version).to_owned()))
+            .collect(),
+        ..Environment::default()
+    };
+    view.nodes[number - 1].environment = Some(id.to_owned());
+    view.environments.known.insert(id.to_owned(), environment);
+}
+
+#[test]
+fn a_node_without_what_the_session_imported_is_refused_by_name_of_it() {
+    let nodes = (1..=3).map(|number| load(number, NodeHealth::Up, 0, 0)).collect();
+    let mut view = ClusterView { version: 1, nodes, environments: Environments::default() };
+    with_python(&mut view, 1, "a", &[("numpy", "2.4.6"), ("pandas", "3.1.1")]);
+    with_python(&mut view, 3, "b", &[("numpy", "2.3.0")]);
+    let needs = view.environments.known.get("a").cloned();
+    let placement = place(&view, &PlacementRequest { needs, ..request(3, vec![]) }, 1);
+    let text = placement.to_string();
+    let why = "node-3: refused, its Python environment lacks pandas 3.1.1 and has numpy 2.3.0 \
+               instead of 2.4.6";
+    assert!(text.contains(why), "{text}");
+    let chosen: BTreeSet<_> = placement.chosen.iter().map(|it| it.node.as_str()).collect();
+    // Nothing is known of node-2, so it is given the benefit of the doubt.
+    assert_eq!(chosen, BTreeSet::from(["node-1", "node-2"]));
+}
+
+#[test]
+fn a_new_kernel_goes_where_most_nodes_are_alike() {
+    let nodes = (1..=4).map(|number| load(number, NodeHealth::Up, 9, 0)).collect();
+    let mut view = ClusterView { version: 1, nodes, environments: Environments::default() };
+    view.nodes[0].replicas = 0;
+    with_python(&mut view, 1, "odd", &[("numpy", "1")]);
+    for number in 2..=4 {
+        with_python(&mut view, number, "same", &[("numpy", "2")]);
+    }
+    let names = |view: &ClusterView, present| -> BTreeSet<String> {
+        let placement = place(view, &request(3, present), 1);
+        placement.chosen.iter().map(|it| it.node.to_string()).collect()
+    };
+    let of = |numbers: &[u32]| numbers.iter().map(|n| format!("node-{n}")).collect();
+    // Other distributions matter only where they have to be exactly alike.
+    assert!(names(&view, vec![]).contains("node-1"));
+    view.environments.alike = EnvironmentMatch::Exact;
+    assert_eq!(names(&view, vec![]), of(&[2, 3, 4]));
+    let present = vec![view.nodes[0].node.clone()];
+    let placement = place(&view, &request(2, present), 1);
+    assert!(placement.shared && placement.chosen.iter().all(|it| it.node.as_str() == "node-1"));
+    view.environments.alike = EnvironmentMatch::Imported;
+    view.environments.known.get_mut("odd").unwrap().python = "3.12.1".to_owned();
+    assert_eq!(names(&view, vec![]), of(&[2, 3, 4]));
+    view.environments.alike = EnvironmentMatch::Off;
+    assert!(names(&view, vec![]).contains("node-1"));
 }

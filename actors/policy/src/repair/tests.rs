@@ -3,7 +3,10 @@ use proptest::prelude::{Strategy, prop, prop_assert, prop_assert_eq, proptest};
 use uuid::Uuid;
 
 use super::*;
-use crate::{failure::NodeView, placement::NodeLoad};
+use crate::{
+    failure::NodeView,
+    placement::{Environments, NodeLoad},
+};
 
 fn node(number: usize) -> NodeId {
     NodeId::new(format!("node-{number}")).unwrap()
@@ -29,6 +32,8 @@ fn kernel(number: u128, standings: &[(usize, Standing)]) -> KernelSpec {
         generation: 0,
         recovery: None,
         origin: None,
+        settings: Default::default(),
+        needs: None,
         options: Default::default(),
     }
 }
@@ -39,7 +44,8 @@ fn whole(number: u128, places: [usize; 3]) -> KernelSpec {
 
 fn views(healths: &[NodeHealth]) -> (NodesView, ClusterView) {
     let mut nodes = NodesView::default();
-    let mut cluster = ClusterView { version: 1, nodes: vec![] };
+    let mut cluster =
+        ClusterView { version: 1, nodes: vec![], environments: Environments::default() };
     for (number, health) in healths.iter().enumerate() {
         let view = NodeView {
             health: *health,
@@ -58,6 +64,7 @@ fn views(healths: &[NodeHealth]) -> (NodesView, ClusterView) {
             running_cells: 0,
             python_problem: None,
             disk_high_percent: None,
+            environment: None,
         });
     }
     (nodes, cluster)
@@ -188,4 +195,37 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_member_moves_off_a_node_that_lacks_what_the_session_imported() {
+    let (nodes, mut cluster) = views(&[Up, Up, Up, Up]);
+    let has = |version: &str| callboard_protocol::environment::Environment {
+        python: "3.11.7".to_owned(),
+        distributions: [("numpy".to_owned(), version.to_owned())].into(),
+        ..Default::default()
+    };
+    for (number, load) in cluster.nodes.iter_mut().enumerate() {
+        load.environment = Some(if number == 1 { "old" } else { "new" }.to_owned());
+    }
+    cluster.environments.known =
+        [("old".to_owned(), has("1")), ("new".to_owned(), has("2"))].into();
+    let mut spec = whole(1, [0, 1, 2]);
+    let pacer = RepairPacer::new(RepairLimits::default());
+    assert!(
+        plan_repairs(std::slice::from_ref(&spec), &nodes, &cluster, 0, &pacer).repairs.is_empty()
+    );
+    spec.needs = Some(has("2"));
+    let specs = [spec];
+    let plan = plan_repairs(&specs, &nodes, &cluster, 0, &pacer);
+    let [repair] = plan.repairs.as_slice() else { panic!("{plan}") };
+    let joiner = Chosen { node: node(3), disk: disk(3) };
+    assert_eq!(repair.change, Change::Replace { old: ReplicaId(2), joiner });
+    assert_eq!(
+        repair.reason,
+        "the Python environment of node-1 has numpy 1 instead of 2, and node-3 has it"
+    );
+    // With no better node it stays where it is.
+    cluster.nodes.truncate(3);
+    assert!(plan_repairs(&specs, &nodes, &cluster, 0, &pacer).repairs.is_empty());
 }

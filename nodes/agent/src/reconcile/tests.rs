@@ -41,6 +41,7 @@ fn state() -> DesiredState {
             replicas: 3,
             places,
             origin: None,
+            settings: Default::default(),
             options: Default::default(),
         },
     );

@@ -126,6 +126,9 @@ impl TestCluster {
                 failure: FailureConfig { gone_after_ms: GONE_AFTER_MS, ..Default::default() },
                 repair: RepairLimits::default(),
                 python: watch::channel(None).1,
+                environment: watch::channel(None).1,
+                environment_match: Default::default(),
+                limits_max: Default::default(),
                 crash: Arc::new(|| {}),
                 seed: self.seed + u64::from(*n),
                 storage: storage(dir.root()),
@@ -269,6 +272,7 @@ impl TestCluster {
             replicas: 3,
             options: Default::default(),
             origin: None,
+            settings: Default::default(),
         };
         let spec: KernelSpec = self.until("a kernel", "start_kernel", &request, Some).await;
         self.until_running(&spec).await;

@@ -46,6 +46,7 @@ pub async fn restore(
         replicas,
         options: Default::default(),
         origin: Some(Origin::Upload),
+        settings: Default::default(),
     };
     let spec = client.control().start_kernel(&request).await?;
     let upload = client.kernel(kernel);

@@ -127,7 +127,8 @@ impl LocalCluster {
         options: KernelOptions,
     ) -> Result<KernelClient, Failure> {
         let kernel = KernelId::generate();
-        let request = StartKernel { kernel, name: None, replicas, options, origin: None };
+        let settings = Default::default();
+        let request = StartKernel { kernel, name: None, replicas, options, origin: None, settings };
         self.client.control().start_kernel(&request).await?;
         wait_ready(&self.client, kernel).await?;
         Ok(self.client.kernel(kernel))

@@ -203,8 +203,14 @@ async fn burst(client: &Client, measured: &mut Measured) -> Result<(), Failure> 
 async fn first_result(client: &Client) -> Result<First, Failure> {
     let start = Instant::now();
     let kernel = KernelId::generate();
-    let options = Default::default();
-    let request = StartKernel { kernel, name: None, replicas: 3, options, origin: None };
+    let request = StartKernel {
+        kernel,
+        name: None,
+        replicas: 3,
+        options: Default::default(),
+        origin: None,
+        settings: Default::default(),
+    };
     client.control().start_kernel(&request).await?;
     let mut stages_ms = vec![(Stage::Placed, ms_since(start))];
     let kernel_client = client.kernel(kernel);

@@ -126,6 +126,7 @@ impl Demo {
             replicas: REPLICAS,
             origin: None,
             options: Default::default(),
+            settings: Default::default(),
         };
         client.control().start_kernel(&request).await?;
         self.record.kernel = kernel.to_string();

@@ -58,12 +58,20 @@ pub(crate) fn make_executable(path: &Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
         std::thread::sleep(POLL);
     }
+}
+
+/// The node whose replica executes the cells of a kernel.
+pub(crate) fn executor_node(cluster: &Cluster, kernel: &str) -> String {
+    let shown = cluster.show(kernel);
+    let replicas = shown["status"]["replicas"].as_array().unwrap();
+    let executor = replicas.iter().find(|r| r["role"] == "executor").unwrap();
+    executor["node"].as_str().unwrap().to_owned()
 }
 
 fn kill_pid(pid: i32) {

@@ -63,7 +63,14 @@ impl Fleet {
 
     async fn ask_for(&self, options: KernelOptions) -> Result<KernelId, Failure> {
         let kernel = KernelId::generate();
-        let request = StartKernel { kernel, name: None, replicas: REPLICAS, options, origin: None };
+        let request = StartKernel {
+            kernel,
+            name: None,
+            replicas: REPLICAS,
+            options,
+            origin: None,
+            settings: Default::default(),
+        };
         self.cluster.client().control().start_kernel(&request).await?;
         Ok(kernel)
     }
