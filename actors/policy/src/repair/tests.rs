@@ -114,7 +114,7 @@ fn without_a_free_node_it_waits_and_says_so() {
 fn a_lost_majority_is_not_touched() {
     let plan = plan(&[whole(1, [0, 1, 2])], &[Up, Gone, Gone, Up, Up, Up]);
     assert!(plan.repairs.is_empty());
-    assert!(plan.held[0].reason.contains("start a new one"), "{plan}");
+    assert!(plan.held[0].reason.contains("callboard kernel recover"), "{plan}");
 }
 
 #[test]

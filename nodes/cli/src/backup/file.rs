@@ -189,7 +189,6 @@ pub(super) fn read(
         present.insert(hash);
         take(hash, bytes)?;
     }
-    drop(entries);
     // The end of the archive, where the checksum over all of it stands.
     let rest = io::copy(&mut archive.into_inner(), &mut io::sink());
     rest.map_err(|error| damaged(&error.to_string()))?;

@@ -1,14 +1,16 @@
 //! What can be gone back to, and what a rewind leaves as it is.
 
+use bytes::Bytes;
 use callboard_protocol::{
     Incarnation, ReplicaId, Term,
     history::StepOutcome,
+    jupyter::JupyterMessage,
     kernel::{CellEnd, Level},
 };
 use proptest::prelude::*;
 
 use super::*;
-use crate::terms::{Applied, Entry};
+use crate::terms::{Applied, Entry, Part};
 
 fn request(code: &str) -> Bytes {
     JupyterMessage {

@@ -370,10 +370,16 @@ fn a_snapshot_from_before_parking_still_reads() {
     let mut log = KernelLog::default();
     log.apply(takeover(1, 0));
     let bytes = rmp_serde::to_vec(&log).unwrap();
-    // An array of 17: the last one is `parked`.
-    assert_eq!(bytes[..3], [0xdc, 0, 17]);
-    let mut former = bytes.clone();
+    // An array of 19: the last ones are `parked`, the history and the beginning.
+    assert_eq!(bytes[..3], [0xdc, 0, 19]);
+    let newer = [
+        rmp_serde::to_vec(&log.parked).unwrap(),
+        rmp_serde::to_vec(&log.history).unwrap(),
+        rmp_serde::to_vec(&log.beginning).unwrap(),
+    ]
+    .concat();
+    assert!(bytes.ends_with(&newer));
+    let mut former = bytes[..bytes.len() - newer.len()].to_vec();
     former[2] = 16;
-    former.pop();
     assert_eq!(rmp_serde::from_slice::<KernelLog>(&former).unwrap(), log);
 }
