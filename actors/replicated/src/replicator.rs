@@ -241,13 +241,7 @@ impl Replicator {
         let raft_error = |why: String| OpenError::Raft { group: group.clone(), why };
         let files = self.snapshot_files(&group);
         let (covered, covered_receiver) = watch::channel(Covered::default());
-        let mut log = LogStore::new(
-            inner.wal.clone(),
-            group.clone(),
-            replica_id.0,
-            inner.options.parallel_leader_fsync,
-            covered_receiver,
-        );
+        let mut log = self.log_store(&group, replica_id, covered_receiver);
         log.woken = heard.is_some();
         let (machine, snapshot) = self.restore(&group, &files, options.initial).await?;
         let (observer, events) = mpsc::unbounded_channel();
@@ -308,6 +302,16 @@ impl Replicator {
         };
         self.begin(&raft, options.found).await.map_err(raft_error)?;
         Ok((handle, events))
+    }
+
+    fn log_store(
+        &self,
+        group: &GroupId,
+        replica: ReplicaId,
+        covered: watch::Receiver<Covered>,
+    ) -> LogStore {
+        let (wal, parallel) = (self.inner.wal.clone(), self.inner.options.parallel_leader_fsync);
+        LogStore::new(wal, group.clone(), replica.0, parallel, covered)
     }
 
     /// Listens to a replica's Raft messages.

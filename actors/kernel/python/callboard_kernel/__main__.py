@@ -32,6 +32,8 @@ def main() -> None:
 
 def run() -> None:
     """Runs the kernel that `sys.argv` asks for, until it ends."""
+    # A shell starts what runs in the background with interrupts ignored, and Python leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from ipykernel.kernelapp import IPKernelApp
 
     from callboard_kernel.kernel import CallboardKernel

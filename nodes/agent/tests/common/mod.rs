@@ -58,9 +58,12 @@ pub(crate) fn node(n: u32) -> NodeId {
     NodeId::new(format!("node-{n}")).unwrap()
 }
 
-/// A disk without a reserve: it would take up room of the machine that runs the tests.
+/// A disk without a reserve, which would take up room of the machine that runs the tests, and without
+/// a mark, since how full that machine is must not matter.
 fn storage(root: &std::path::Path) -> Storage {
-    let options = StorageOptions { disk_reserve_bytes: 0, ..StorageOptions::default() };
+    let (disk_reserve_bytes, disk_high_water_percent) = (0, 100);
+    let options =
+        StorageOptions { disk_reserve_bytes, disk_high_water_percent, ..StorageOptions::default() };
     let chunks = ChunkStore::open(&root.join("chunks")).unwrap();
     Storage::new(chunks, root.to_owned(), Arc::new(Reserve::open(root, 0)), options)
 }
