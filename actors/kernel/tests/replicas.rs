@@ -717,9 +717,9 @@ async fn a_rewind_that_cannot_be_done_gets_a_sentence_and_changes_nothing() {
     assert!(fault.message.contains("cell 2 is running or waiting"), "{fault}");
     loop {
         client.interrupt().await.unwrap();
-        match tokio::time::timeout(Duration::from_secs(1), cell.next()).await {
-            Ok(Some(Ok(ExecuteEvent::Ended(_)))) => break,
-            _ => {}
+        let next = tokio::time::timeout(Duration::from_secs(1), cell.next()).await;
+        if matches!(next, Ok(Some(Ok(ExecuteEvent::Ended(_))))) {
+            break;
         }
     }
     assert_eq!(value(&client, "x").await, "1");

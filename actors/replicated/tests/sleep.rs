@@ -85,7 +85,8 @@ impl Sleepers {
         let replicator = cluster.replicator(id).await;
         let (called, call) = flag();
         let dozing = replicator.doze(group_id(), ReplicaId(id), call).await.unwrap();
-        let dormant = dozing.expect("a note that was synced is believed");
+        assert!(dozing.is_some(), "a note that was synced is believed");
+        let dormant = dozing.unwrap();
         assert_eq!(dormant.note().summary, Bytes::from_static(b"summary"));
         self.0.insert(id, Sleeper { replicator, dormant, called });
     }

@@ -1,7 +1,7 @@
 //! One node at work: its system group, its actors and their supervisors.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -146,21 +146,8 @@ impl RunningNode {
         let factory = make_factory(&services)?;
         let roster = Roster::default();
         let (replicas_child, replicas) = replica_supervisor(&parts);
-        let keeper = KeeperArgs {
-            cluster: parts.cluster.clone(),
-            node: parts.node.clone(),
-            disk: parts.dir.disk(),
-            dir: parts.dir.clone(),
-            bus: parts.lanes.control.clone(),
-            group: group.clone(),
-            revision: revision.clone(),
-            replicator: replicator.clone(),
-            supervisor: replicas,
-            factory: factory.clone(),
-            roster: roster.clone(),
-            groups_at_start,
-            pins: parts.storage.pins.clone(),
-        };
+        let actors = (replicas, factory.clone(), roster.clone());
+        let keeper = keeper_args(&parts, &group, &revision, &replicator, actors, groups_at_start);
         let storage = storage_args(&parts, &group)?;
         let control = control_args(&parts, &membership, &group, &nodes, &revision);
         let node_actor = node_actor_args(&parts, &group, view, factory, &roster);
@@ -279,6 +266,31 @@ fn replica_supervisor(parts: &NodeParts) -> (ChildSpec, SupervisorHandle) {
     let (child, handle) =
         ChildSpec::supervisor("replicas", Restart::Permanent, settings, Vec::new());
     (child.stop_within(REPLICAS_STOP_WITHIN), handle)
+}
+
+fn keeper_args(
+    parts: &NodeParts,
+    group: &Group<DesiredState>,
+    revision: &watch::Receiver<u64>,
+    replicator: &Replicator,
+    (supervisor, factory, roster): (SupervisorHandle, Arc<dyn ReplicaFactory>, Roster),
+    groups_at_start: Arc<BTreeSet<GroupId>>,
+) -> KeeperArgs {
+    KeeperArgs {
+        cluster: parts.cluster.clone(),
+        node: parts.node.clone(),
+        disk: parts.dir.disk(),
+        dir: parts.dir.clone(),
+        bus: parts.lanes.control.clone(),
+        group: group.clone(),
+        revision: revision.clone(),
+        replicator: replicator.clone(),
+        supervisor,
+        factory,
+        roster,
+        groups_at_start,
+        pins: parts.storage.pins.clone(),
+    }
 }
 
 fn control_args(

@@ -136,8 +136,8 @@ async fn listen(
             }
         }
     });
-    let verbs: [(&str, fn(Box<Message>) -> NodeMsg); 2] =
-        [("kill", NodeMsg::Kill), ("environment", NodeMsg::Environment)];
+    type Wrap = fn(Box<Message>) -> NodeMsg;
+    let verbs: [(&str, Wrap); 2] = [("kill", NodeMsg::Kill), ("environment", NodeMsg::Environment)];
     for (verb, wrap) in verbs {
         let subject = Subject::actor(&args.cluster, ActorKind::Node, &args.node, verb);
         let mut asked = args.lanes.control.subscribe(&SubjectPattern::Exact(subject)).await?;

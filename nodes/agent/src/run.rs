@@ -188,33 +188,11 @@ async fn start(
     let previous_end = dir.take_last_end();
     tracing::info!(node = %options.node, disk = %dir.disk(), %incarnation, "starting");
     let run_dir = dir.run_dir();
-    let swept =
-        sweep(&run_dir).map_err(|source| NodeError::Sweep { path: run_dir.clone(), source })?;
-    if !swept.processes.is_empty() {
-        tracing::warn!(processes = ?swept.processes, "ended what a former life left behind");
-    }
+    end_leftovers(&run_dir)?;
     let lanes = connect(options).await?;
-    let owner_quota_bytes = options.storage.owner_quota_bytes;
-    let chunk_options = ChunkStoreOptions { owner_quota_bytes, ..ChunkStoreOptions::default() };
-    let chunks = ChunkStore::open_with(&dir.root().join("chunks"), chunk_options)?;
-    let storage = Storage::new(
-        chunks.clone(),
-        dir.root().to_owned(),
-        reserve.clone(),
-        options.storage.clone(),
-    );
-    let (pins, full_disk) = (storage.pins.clone(), storage.refusal());
-    let cluster = options.credentials.cluster.clone();
-    let archive = ObjectArchive::open(&options.storage.object_store_url, &cluster)?;
-    let storage = storage.with_archive(archive.clone());
-    let exchange = ChunkExchange::serve_with(
-        lanes.bulk.clone(),
-        cluster,
-        options.node.clone(),
-        chunks.clone(),
-        archive.map(|archive| archive as Arc<dyn ChunkArchive>),
-    )
-    .await?;
+    let (storage, exchange) = open_storage(options, dir.root(), &reserve, &lanes).await?;
+    let (chunks, pins) = (storage.chunks.clone(), storage.pins.clone());
+    let full_disk = storage.refusal();
     let package_dir = unpack_package(&dir.root().join("python"))?;
     let python_pool = python_pool(options, package_dir, &run_dir);
     let kernels_environment = environment.clone();
@@ -267,6 +245,42 @@ async fn start(
         Ok(Arc::new(KernelReplicas::new(Arc::new(context))) as Arc<dyn ReplicaFactory>)
     };
     RunningNode::start(parts, make_factory).await
+}
+
+/// Ends what a former life of this node left behind.
+fn end_leftovers(run_dir: &Path) -> Result<(), NodeError> {
+    let fail = |source| NodeError::Sweep { path: run_dir.to_owned(), source };
+    let swept = sweep(run_dir).map_err(fail)?;
+    if !swept.processes.is_empty() {
+        tracing::warn!(processes = ?swept.processes, "ended what a former life left behind");
+    }
+    Ok(())
+}
+
+/// The chunks on this disk, and their way to and from other nodes.
+async fn open_storage(
+    options: &NodeOptions,
+    root: &Path,
+    reserve: &Arc<Reserve>,
+    lanes: &Lanes,
+) -> Result<(Storage, ChunkExchange), NodeError> {
+    let owner_quota_bytes = options.storage.owner_quota_bytes;
+    let chunk_options = ChunkStoreOptions { owner_quota_bytes, ..ChunkStoreOptions::default() };
+    let chunks = ChunkStore::open_with(&root.join("chunks"), chunk_options)?;
+    let (held, reserve) = (chunks.clone(), Arc::clone(reserve));
+    let storage = Storage::new(held, root.to_owned(), reserve, options.storage.clone());
+    let cluster = options.credentials.cluster.clone();
+    let archive = ObjectArchive::open(&options.storage.object_store_url, &cluster)?;
+    let storage = storage.with_archive(archive.clone());
+    let exchange = ChunkExchange::serve_with(
+        lanes.bulk.clone(),
+        cluster,
+        options.node.clone(),
+        chunks,
+        archive.map(|archive| archive as Arc<dyn ChunkArchive>),
+    )
+    .await?;
+    Ok((storage, exchange))
 }
 
 /// The disk that log and snapshots are on.

@@ -67,7 +67,7 @@ pub async fn run(args: NodeArgs) -> Outcome {
     let endpoint = Some(config.otlp_endpoint.as_str()).filter(|url| !url.is_empty());
     let _telemetry = telemetry::init(args.id.as_str(), endpoint).map_err(Failure::usage)?;
     let python = find_python(&config.python_program)?;
-    let limits_max = config.limits();
+    let (limits_max, storage) = (config.limits(), storage(&config));
     let options = NodeOptions {
         files: config.files(&args.id, &args.data),
         data_dir: args.data,
@@ -112,14 +112,7 @@ pub async fn run(args: NodeArgs) -> Outcome {
             snapshot_every_entries_max: config.snapshot_every_entries,
             ..ReplicatorOptions::default()
         },
-        storage: StorageOptions {
-            owner_quota_bytes: config.owner_quota_mib.saturating_mul(MIB),
-            chunk_grace: Duration::from_secs(config.chunk_grace_s),
-            disk_high_water_percent: config.disk_high_water_percent,
-            disk_reserve_bytes: config.disk_reserve_mib.saturating_mul(MIB),
-            scrub_bytes_per_s: config.scrub_mib_per_s.saturating_mul(MIB),
-            object_store_url: config.object_store_url,
-        },
+        storage,
         disk_faults: config.disk_faults,
     };
     match run_node(options).await {
@@ -132,6 +125,18 @@ pub async fn run(args: NodeArgs) -> Outcome {
         // It passes, as what stops a node at work.
         Err(error) if is_full_disk(&error) => Err(Failure::new(Exit::RestartNeeded, error)),
         Err(error) => Err(Failure::environment(error)),
+    }
+}
+
+/// How the node uses its disk.
+fn storage(config: &ClusterConfig) -> StorageOptions {
+    StorageOptions {
+        owner_quota_bytes: config.owner_quota_mib.saturating_mul(MIB),
+        chunk_grace: Duration::from_secs(config.chunk_grace_s),
+        disk_high_water_percent: config.disk_high_water_percent,
+        disk_reserve_bytes: config.disk_reserve_mib.saturating_mul(MIB),
+        scrub_bytes_per_s: config.scrub_mib_per_s.saturating_mul(MIB),
+        object_store_url: config.object_store_url.clone(),
     }
 }
 

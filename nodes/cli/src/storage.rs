@@ -57,8 +57,7 @@ fn describe(listed: &Listed) -> String {
         "collected",
     ];
     let rows = listed.nodes.iter().flat_map(|node| {
-        let owners =
-            node.owners.iter().map(|it| Some(it)).chain(node.owners.is_empty().then_some(None));
+        let owners = node.owners.iter().map(Some).chain(node.owners.is_empty().then_some(None));
         owners.map(|owner| row(node, owner)).collect::<Vec<_>>()
     });
     let mut lines = vec![table(&headings, rows)];

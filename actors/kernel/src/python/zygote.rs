@@ -118,9 +118,7 @@ impl Zygote {
     /// Forks a kernel; `None` if there is no zygote or it failed, and the kernel has to be started
     /// the long way.
     pub(super) async fn fork(&self, request: ForkRequest) -> Option<Forked> {
-        if self.status.borrow().pid.is_none() {
-            return None;
-        }
+        self.status.borrow().pid?;
         let (answer, answered) = oneshot::channel();
         self.requests.try_send((request, answer)).ok()?;
         timeout(FORK_WITHIN, answered).await.ok()?.ok()

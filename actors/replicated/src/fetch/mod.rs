@@ -211,8 +211,8 @@ impl ChunkExchange {
     }
 
     async fn answer_verbs(&self, node: &NodeId, verbs: &[&str]) -> Result<(), BusError> {
-        for verb in verbs {
-            let subject = Subject::actor(&self.inner.cluster, ActorKind::Node, node, *verb);
+        for &verb in verbs {
+            let subject = Subject::actor(&self.inner.cluster, ActorKind::Node, node, verb);
             let messages = self.inner.bus.subscribe(&SubjectPattern::Exact(subject)).await?;
             self.tasks().push(tokio::spawn(self.clone().answer_all(messages)));
         }

@@ -27,7 +27,7 @@ pub(crate) struct FakeReplicas {
 }
 
 pub(crate) enum FakeMsg {
-    Spec(KernelSpec),
+    Spec(Box<KernelSpec>),
     Drive,
 }
 
@@ -66,7 +66,7 @@ impl ReplicaFactory for FakeReplicas {
 #[async_trait]
 impl ReplicaHandle for Handle {
     fn spec_changed(&self, spec: KernelSpec) {
-        let _ = self.0.tell(FakeMsg::Spec(spec));
+        let _ = self.0.tell(FakeMsg::Spec(Box::new(spec)));
     }
 
     async fn stop(&self, _purge: bool) {}
@@ -117,7 +117,7 @@ impl Actor for Fake {
         state: &mut FakeState,
     ) -> Result<(), ActorProcessingErr> {
         if let FakeMsg::Spec(spec) = mail.message {
-            state.spec = spec;
+            state.spec = *spec;
         }
         if state.drive().await.is_err() {
             me.send_after(Duration::from_millis(500), || FakeMsg::Drive.into());

@@ -1,7 +1,6 @@
 //! Several nodes in one process, on an in-memory bus, simulated disks and a paused clock, with
 //! replicas that do no more than exist.
 #![allow(dead_code, reason = "each test file uses a part of it")]
-#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 mod fake;
 
