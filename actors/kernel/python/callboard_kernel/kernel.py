@@ -84,12 +84,25 @@ class CallboardKernel(IPythonKernel):
                 result = handler(stream, ident, parent)
                 if inspect.isawaitable(result):
                     await result
+            except KeyboardInterrupt:
+                # It came before the code ran, or after: ipykernel answers only one in between.
+                self._answer_interrupted(stream, ident, parent)
             finally:
                 if stream is not None and hasattr(stream, "flush"):
                     stream.flush(zmq.POLLOUT)
                 self._capture(parent["header"]["msg_id"])
 
         return handle
+
+    def _answer_interrupted(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Ends a cell whose interrupt hit ipykernel's own code, which would leave it unanswered."""
+        if parent["header"]["msg_type"] != "execute_request" or stream is None:
+            return
+        error = {"ename": "KeyboardInterrupt", "evalue": "", "traceback": ["KeyboardInterrupt"]}
+        self.send_response(self.iopub_socket, "error", error)
+        content = {"status": "error", "execution_count": self.shell.execution_count, **error}
+        content |= {"user_expressions": {}, "payload": []}
+        self.session.send(stream, "execute_reply", content, parent, ident=ident)
 
     def _capture(self, msg_id: str) -> None:
         """Captures and sends exactly one `captured` message, whatever goes wrong."""
