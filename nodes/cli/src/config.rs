@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use callboard_kernel::{FileOptions, PipPolicy};
+use callboard_kernel::{FileOptions, PipPolicy, python::UIDS_PER_NODE};
 use callboard_policy::environment::EnvironmentMatch;
 use callboard_protocol::{
     ClusterId, NodeId,
@@ -31,6 +31,8 @@ const FILES_TOTAL_MAX_MIB: u64 = 4_096;
 
 /// Less memory than this is too little for a kernel that does nothing.
 const MEMORY_MIN_MIB: u64 = 128;
+/// The highest first uid; those of all nodes follow it.
+const UID_BASE_MAX: u32 = 2_000_000_000;
 /// A kernel has a dozen threads before it runs anything.
 const PROCESSES_MIN: u64 = 20;
 
@@ -88,6 +90,8 @@ pub struct ClusterConfig {
     pub kernel_processes_max: u64,
     /// How long a cell may run; 0 is no limit.
     pub cell_wall_time_max_s: u64,
+    /// The first of the uids that kernels run under, where the node is root; 0: the node's own.
+    pub kernel_uid_base: u32,
     /// Libraries that kernels find imported already, separated by spaces.
     pub zygote_preload: String,
     /// Started Python processes that each node keeps at hand at least.
@@ -152,6 +156,7 @@ impl Default for ClusterConfig {
             kernel_cpu_max_percent: 0,
             kernel_processes_max: 0,
             cell_wall_time_max_s: 0,
+            kernel_uid_base: 200_000,
             zygote_preload: "numpy pandas matplotlib".to_owned(),
             pool_min: 4,
             pool_max: 16,
@@ -329,6 +334,13 @@ impl ClusterConfig {
             processes == 0 || processes >= PROCESSES_MIN,
             format!(
                 "kernel_processes_max is {processes}; a kernel has up to {PROCESSES_MIN} threads of its own, and 0 is no limit"
+            ),
+        );
+        let base = self.kernel_uid_base;
+        check(
+            base.is_multiple_of(UIDS_PER_NODE) && base <= UID_BASE_MAX,
+            format!(
+                "kernel_uid_base is {base}; use a multiple of {UIDS_PER_NODE}, the uids of one node, up to {UID_BASE_MAX}"
             ),
         );
         let endpoint = &self.otlp_endpoint;

@@ -2,10 +2,12 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use callboard_client::Client;
+use callboard_kernel::python::is_root;
 use callboard_protocol::{ClusterId, NodeId};
 use callboard_transport::{
     Broker, BrokerError, BrokerOptions, Credentials, Role, permissions::cluster_roles,
@@ -22,6 +24,8 @@ use crate::{
     python::{find_python, probe},
 };
 
+/// Lets kernels with uids of their own pass to their directories, and nobody list.
+const NODES_PASSAGE: u32 = 0o711;
 /// Stands in a credentials file until the broker has a port.
 const URL_UNKNOWN: &str = "nats://127.0.0.1:0";
 
@@ -57,6 +61,12 @@ impl Prepared {
         let data_dir = fs::canonicalize(data).map_err(|error| cannot("open", data, &error))?;
         for folder in ["credentials", "nodes", "logs"] {
             private_folder(&data_dir.join(folder))?;
+        }
+        if config.kernel_uid_base > 0 && is_root() {
+            let nodes = data_dir.join("nodes");
+            let passage = fs::Permissions::from_mode(NODES_PASSAGE);
+            fs::set_permissions(&nodes, passage)
+                .map_err(|error| cannot("set the mode of", &nodes, &error))?;
         }
         let cluster = config.cluster()?;
         let wanted = (1..=config.nodes).map(node_id).collect::<Result<Vec<_>, _>>()?;

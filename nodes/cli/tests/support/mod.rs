@@ -115,6 +115,14 @@ impl Cluster {
         cluster
     }
 
+    /// The same, in a directory that users other than root can reach.
+    pub(crate) fn start_reachable(args: &[&str]) -> Self {
+        let mut cluster = Self { directory: tempfile::tempdir().unwrap(), up: None };
+        make_executable(cluster.directory.path());
+        cluster.up(args);
+        cluster
+    }
+
     pub(crate) fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
@@ -125,6 +133,7 @@ impl Cluster {
             .current_dir(self.directory.path())
             .args(["up", "--data", "data"])
             .args(args)
+            .env("AWS_SECRET_ACCESS_KEY", "a secret of the nodes")
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(self.directory.path().join("up.log")).unwrap())
             .process_group(0)
