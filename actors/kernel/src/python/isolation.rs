@@ -16,7 +16,7 @@ use std::{
     os::unix::fs::{
         DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
     },
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -43,6 +43,8 @@ pub(super) const CACHES: &str = ".caches";
 /// Lets others reach what is below by name; they cannot list it.
 const PASSAGE: u32 = 0o711;
 const PACKAGE: u32 = 0o755;
+/// What is left of a mode for everything else.
+const OWNERS_ONLY: u32 = 0o700;
 /// How often processes that a uid left behind are looked for, until none is found.
 const END_ROUNDS: u32 = 200;
 const END_PAUSE: Duration = Duration::from_millis(2);
@@ -181,12 +183,24 @@ fn take_range(directory: &Path, base: u32, owner: &str) -> io::Result<(u32, Floc
     Err(io::Error::other(format!("{RANGES} nodes of this machine have uids from {base} on")))
 }
 
-/// Opens the way to what kernels need below the node's directory. Everything else there keeps modes
-/// that let nobody else in, and these let nobody list.
+/// Opens the way to what kernels need below the node's directory, for others to pass and not to list,
+/// and closes everything else there.
 fn open_passages(node_dir: &Path, package_dir: &Path, root: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(PASSAGE).create(root)?;
+    let (node_dir, package_dir) = (path::absolute(node_dir)?, path::absolute(package_dir)?);
+    for entry in fs::read_dir(&node_dir)? {
+        let path = entry?.path();
+        let facts = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            facts => facts?,
+        };
+        if !facts.is_symlink() && path != package_dir && !root.starts_with(&path) {
+            let mode = facts.permissions().mode() & OWNERS_ONLY;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        }
+    }
     // Python lists the directories that it imports from.
-    for (path, mode) in [(node_dir, PASSAGE), (root, PASSAGE), (package_dir, PACKAGE)] {
+    for (path, mode) in [(&*node_dir, PASSAGE), (root, PASSAGE), (&*package_dir, PACKAGE)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
     Ok(())
