@@ -175,7 +175,9 @@ fn attack(cluster: &Cluster, victim: &str, from: &str) {
     for path in said["readable"].as_array().unwrap() {
         let path = path.as_str().unwrap();
         is_own_seen |= path.contains(&own);
-        let is_public = path.contains("/python/callboard_kernel/") || path.ends_with("/up.lock");
+        // Those of `up` hold the names and process ids of nodes.
+        let is_public = path.contains("/python/callboard_kernel/")
+            || ["/up.lock", "/up.json"].iter().any(|name| path.ends_with(name));
         assert!(path.contains(&own) || is_public, "{path} can be read");
     }
     assert!(is_own_seen, "{said:#}");

@@ -88,7 +88,10 @@ impl Prepared {
         let text = toml::to_string(&config).map_err(|error| {
             Failure::new(Exit::Internal, format!("cannot write the configuration: {error}"))
         })?;
-        fs::write(&config_file, text).map_err(|error| cannot("write", &config_file, &error))?;
+        // A URL in it may hold a password.
+        fs::write(&config_file, text)
+            .and_then(|()| fs::set_permissions(&config_file, fs::Permissions::from_mode(0o600)))
+            .map_err(|error| cannot("write", &config_file, &error))?;
         let roles = cluster_roles(&nodes);
         let mut prepared = Self {
             nodes,
