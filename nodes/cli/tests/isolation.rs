@@ -149,7 +149,7 @@ fn targets(cluster: &Cluster, victim: &str, from: &str) -> Value {
     let directories: Vec<_> = directories
         .into_iter()
         .filter(|path| !path.to_string_lossy().contains(&own))
-        .filter(|path| *path != cluster.data() && !path.ends_with("broker"))
+        .filter(|path| *path != cluster.data())
         .filter(|path| !path.components().any(|part| part.as_os_str() == "python"))
         .collect();
     let mut pids: Vec<i64> = cluster.node_pids().iter().map(|(_, pid)| i64::from(*pid)).collect();

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -24,8 +24,6 @@ use crate::{
     python::{find_python, probe},
 };
 
-/// Lets kernels with uids of their own pass to their directories, and nobody list.
-const NODES_PASSAGE: u32 = 0o711;
 /// Stands in a credentials file until the broker has a port.
 const URL_UNKNOWN: &str = "nats://127.0.0.1:0";
 
@@ -59,14 +57,11 @@ impl Prepared {
         let python = usable_python(&config)?;
         let lock = state::lock(data)?;
         let data_dir = fs::canonicalize(data).map_err(|error| cannot("open", data, &error))?;
-        for folder in ["credentials", "nodes", "logs"] {
-            private_folder(&data_dir.join(folder))?;
-        }
-        if config.kernel_uid_base > 0 && is_root() {
-            let nodes = data_dir.join("nodes");
-            let passage = fs::Permissions::from_mode(NODES_PASSAGE);
-            fs::set_permissions(&nodes, passage)
-                .map_err(|error| cannot("set the mode of", &nodes, &error))?;
+        // Kernels with uids of their own pass to their directories there, and list nothing.
+        let is_passed = config.kernel_uid_base > 0 && is_root();
+        folder_with_mode(&data_dir.join("nodes"), if is_passed { 0o711 } else { 0o700 })?;
+        for folder in ["broker", "credentials", "logs"] {
+            folder_with_mode(&data_dir.join(folder), 0o700)?;
         }
         let cluster = config.cluster()?;
         let wanted = (1..=config.nodes).map(node_id).collect::<Result<Vec<_>, _>>()?;
@@ -216,12 +211,13 @@ fn usable_python(config: &ClusterConfig) -> Result<PathBuf, Failure> {
     }
 }
 
-fn private_folder(path: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt as _;
+/// Makes a folder, or changes the mode of the one that is there.
+fn folder_with_mode(path: &Path, mode: u32) -> Result<(), Failure> {
     fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o700)
+        .mode(mode)
         .create(path)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
         .map_err(|error| cannot("make the folder", path, &error))
 }
 
