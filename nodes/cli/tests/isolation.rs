@@ -229,6 +229,6 @@ fn a_python_that_others_cannot_read_leaves_kernels_with_the_node_and_says_so() {
     let python = python.to_str().unwrap();
     let doctor = run_in(place.path(), &["doctor", "--data", "/nowhere/data", "--python", python]);
     let closed = place.path().display();
-    let sentence = format!("not isolated: {closed} cannot be read by other users");
+    let sentence = format!("{python} cannot be read by other users, as {closed} is closed to them");
     assert!(doctor.stdout.contains(&sentence), "{doctor:?}");
 }

@@ -36,7 +36,7 @@ pub async fn isolation_problem(
                 .to_owned(),
         );
     }
-    if let Some(closed) = closed_to_others(root) {
+    if let Some((_, closed)) = closed_to_others(root) {
         return Some(format!(
             "not isolated: {} cannot be entered by other users, so that kernels would not reach \
              their directories; choose another --data or session_directory, or `chmod o+x` it",
@@ -44,9 +44,12 @@ pub async fn isolation_problem(
         ));
     }
     let python_is = "install Python where everybody can read it, such as /usr/bin/python3";
-    if let Some(closed) = closed_to_others(program) {
-        let closed = closed.display();
-        return Some(format!("not isolated: {closed} cannot be read by other users; {python_is}"));
+    if let Some((path, closed)) = closed_to_others(program) {
+        return Some(format!(
+            "not isolated: {} cannot be read by other users, as {} is closed to them; {python_is}",
+            path.display(),
+            closed.display()
+        ));
     }
     let why = run_as(program, uid, package_dir).await.err()?;
     Some(format!(
@@ -55,8 +58,9 @@ pub async fn isolation_problem(
     ))
 }
 
-/// The first directory on the way to a path, or to what it links to, that others may not enter.
-fn closed_to_others(path: &Path) -> Option<PathBuf> {
+/// The path, or the one that it links to, on whose way is a directory that others may not enter, and
+/// the first such directory.
+fn closed_to_others(path: &Path) -> Option<(PathBuf, PathBuf)> {
     let mut path = std::path::absolute(path).ok()?;
     // A link of a link, as those of virtual environments are, has a way at each step.
     for _ in 0..40 {
@@ -66,7 +70,7 @@ fn closed_to_others(path: &Path) -> Option<PathBuf> {
             fs::metadata(folder).is_ok_and(|facts| facts.permissions().mode() & 0o001 == 0)
         };
         if let Some(closed) = way.iter().find(is_closed) {
-            return Some(closed.to_path_buf());
+            return Some((path.clone(), closed.to_path_buf()));
         }
         let Ok(target) = fs::read_link(&path) else { break };
         path = path.parent().unwrap_or(Path::new("/")).join(target);
