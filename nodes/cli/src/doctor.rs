@@ -181,7 +181,7 @@ async fn isolation(config: &ClusterConfig, data: &Path) -> Finding {
         Err(failure) => return Finding::new(check, Verdict::Warn, failure.message),
     };
     let root = given(&config.session_directory).unwrap_or(data);
-    match isolation_problem(&program, base, None, root).await {
+    match isolation_problem(&program, base, None, root, &config.shared_directories).await {
         None => {
             let text = format!("each kernel runs under a uid of its own, from {base} on");
             Finding::new(check, Verdict::Ok, text)

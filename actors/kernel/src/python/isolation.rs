@@ -91,16 +91,12 @@ impl Isolation {
         node_dir: &Path,
         files: &FileOptions,
     ) -> Result<Self, String> {
-        if files.shared.iter().any(|shared| files.root.starts_with(shared)) {
-            return Err("not isolated: the sessions' directories are shared with other nodes, \
-                 which give uids of their own; leave session_directory empty, or give a local one"
-                .to_owned());
-        }
         let cannot = |error: io::Error| format!("not isolated: {error}; see to it and restart");
         let (first, range) =
             take_range(Path::new(RANGES_DIRECTORY), base, owner).map_err(cannot)?;
         open_passages(node_dir, package_dir, &files.root).map_err(cannot)?;
-        match isolation_problem(program, first, Some(package_dir), &files.root).await {
+        match isolation_problem(program, first, Some(package_dir), &files.root, &files.shared).await
+        {
             Some(problem) => Err(problem),
             None => {
                 Ok(Self(Arc::new(Inner { first, handing_over: Mutex::new(()), _range: range })))

@@ -22,12 +22,13 @@ const PROBE: &str = "import os, sys, ipykernel.kernelapp, cloudpickle\n\
 
 /// Why kernels that `program` runs cannot have uids from `uid` on, as a sentence; `None` if they
 /// can. `package_dir` is what [`super::super::unpack_package`] returned, if that is there; `root`
-/// holds the directories of sessions, or will.
+/// holds the directories of sessions, or will; `shared` are the directories that every node sees.
 pub async fn isolation_problem(
     program: &Path,
     uid: u32,
     package_dir: Option<&Path>,
     root: &Path,
+    shared: &[PathBuf],
 ) -> Option<String> {
     if !is_root() {
         return Some(
@@ -35,6 +36,14 @@ pub async fn isolation_problem(
              root to give each a uid of its own"
                 .to_owned(),
         );
+    }
+    if let Some(shared) = shared.first() {
+        return Some(format!(
+            "not isolated: kernels keep files in {} (shared_directories), which would be another \
+             user's wherever they move, as each node gives uids of its own; set kernel_uid_base = 0 \
+             if that is meant, or remove shared_directories",
+            shared.display()
+        ));
     }
     if let Some((_, closed)) = closed_to_others(root) {
         return Some(format!(
