@@ -40,7 +40,7 @@ use tokio::sync::watch;
 
 pub use chunk_list::IndexError;
 pub use machine::KernelMachine;
-pub use python::{Cgroups, FileOptions, PipPolicy, PythonConfig, PythonPool};
+pub use python::{Cgroups, FileOptions, Isolation, PipPolicy, PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
 pub use state::{all_chunks, listed_by};
 
@@ -118,6 +118,8 @@ pub struct Confinement {
     pub cgroups: Cgroups,
     /// The most that a kernel may have.
     pub most: KernelLimits,
+    /// What gives each kernel a uid of its own; else why none does, if that was wished for.
+    pub isolation: Result<Isolation, Option<String>>,
 }
 
 /// What a node reports of its load.

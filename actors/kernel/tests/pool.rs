@@ -41,6 +41,7 @@ fn config(directory: &Path) -> PythonConfig {
         package_dir: unpack_package(&directory.join("python")).unwrap(),
         capture_budget_ms: 60_000,
         state_bytes_max: 1 << 30,
+        isolated: false,
     }
 }
 

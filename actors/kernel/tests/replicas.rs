@@ -67,6 +67,7 @@ fn python_config(directory: &Path) -> PythonConfig {
         package_dir: unpack_package(&directory.join("python")).unwrap(),
         capture_budget_ms: 60_000,
         state_bytes_max: 1 << 30,
+        isolated: false,
     }
 }
 
@@ -218,6 +219,7 @@ impl Cluster {
             confinement: Confinement {
                 cgroups: Cgroups::prepare(&directory.join("no-cgroups"), "test"),
                 most: Default::default(),
+                isolation: Err(None),
             },
             run_dir,
             nodes: self.nodes.subscribe(),

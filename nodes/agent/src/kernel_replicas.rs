@@ -74,7 +74,10 @@ impl ReplicaFactory for KernelReplicas {
     }
 
     fn unenforced(&self) -> Vec<String> {
-        self.context.confinement.cgroups.unenforced_at_all()
+        let confinement = &self.context.confinement;
+        let mut missing = confinement.cgroups.unenforced_at_all();
+        missing.extend(confinement.isolation.as_ref().err().cloned().flatten());
+        missing
     }
 
     fn running_cells(&self) -> u32 {

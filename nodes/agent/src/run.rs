@@ -9,7 +9,7 @@ use std::{
 use callboard_kernel::{
     Cgroups, Confinement, FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool,
     UpkeepConfig,
-    python::{CGROUP_ROOT, Zygote, unpack_package},
+    python::{CGROUP_ROOT, Isolation, Zygote, is_root, unpack_package},
 };
 use callboard_policy::{
     environment::EnvironmentMatch, failure::FailureConfig, hibernation::HibernationConfig,
@@ -93,6 +93,8 @@ pub struct NodeOptions {
     pub environment_match: EnvironmentMatch,
     /// The most that kernels' processes may have.
     pub limits_max: KernelLimits,
+    /// The first of the uids that kernels run under, where the node is root; `None`: the node's own.
+    pub kernel_uid_base: Option<u32>,
     /// How it replicates.
     pub replicator: ReplicatorOptions,
     /// How its disk is used.
@@ -194,7 +196,8 @@ async fn start(
     let (chunks, pins) = (storage.chunks.clone(), storage.pins.clone());
     let full_disk = storage.refusal();
     let package_dir = unpack_package(&dir.root().join("python"))?;
-    let python_pool = python_pool(options, package_dir, &run_dir);
+    let isolation = isolation(options, &dir, &package_dir).await;
+    let python_pool = python_pool(options, package_dir, &run_dir, isolation.is_ok());
     let kernels_environment = environment.clone();
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
@@ -235,6 +238,7 @@ async fn start(
             confinement: Confinement {
                 cgroups: Cgroups::prepare(Path::new(CGROUP_ROOT), &dir.disk().to_string()),
                 most: options.limits_max,
+                isolation,
             },
             upkeep: options.upkeep,
             hibernation: options.hibernation,
@@ -298,13 +302,35 @@ fn disk(options: &NodeOptions, root: &Path) -> Arc<dyn Disk> {
     Arc::new(FaultyDisk::new(real, root.join(DISK_FAULTS_FILE), kill_now))
 }
 
+/// What gives kernels uids of their own; or why nothing does, if it was wished for.
+async fn isolation(
+    options: &NodeOptions,
+    dir: &DataDir,
+    package_dir: &Path,
+) -> Result<Isolation, Option<String>> {
+    let base = options.kernel_uid_base.filter(|_| is_root()).ok_or(None)?;
+    let (owner, files) = (dir.disk().to_string(), &options.files);
+    let prepared =
+        Isolation::prepare(base, &owner, &options.python, package_dir, dir.root(), files);
+    prepared.await.map_err(|why| {
+        tracing::warn!(%why, "kernels run as root, like the node");
+        Some(why)
+    })
+}
+
 /// The source of Python processes; without a zygote if there can be none.
-fn python_pool(options: &NodeOptions, package_dir: PathBuf, run_dir: &Path) -> PythonPool {
+fn python_pool(
+    options: &NodeOptions,
+    package_dir: PathBuf,
+    run_dir: &Path,
+    isolated: bool,
+) -> PythonPool {
     let config = PythonConfig {
         program: options.python.clone(),
         package_dir,
         capture_budget_ms: options.capture_budget_ms,
         state_bytes_max: options.state_bytes_max,
+        isolated,
     };
     match Zygote::start(config.clone(), &options.zygote_preload, run_dir) {
         Ok(zygote) => PythonPool::start(config, run_dir, zygote, options.pool),

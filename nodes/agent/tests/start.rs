@@ -18,6 +18,7 @@ fn options(data_dir: &Path) -> NodeOptions {
     NodeOptions {
         environment_match: Default::default(),
         limits_max: Default::default(),
+        kernel_uid_base: None,
         files: callboard_kernel::FileOptions::new("/nonexistent".into()),
         data_dir: data_dir.to_owned(),
         bootstrap: vec![node.clone()],

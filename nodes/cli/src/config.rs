@@ -72,6 +72,8 @@ pub struct ClusterConfig {
     pub kernel_processes_max: u64,
     /// How long a cell may run; 0 is no limit.
     pub cell_wall_time_max_s: u64,
+    /// The first of the uids that kernels run under, where the node is root; 0: the node's own.
+    pub kernel_uid_base: u32,
     /// Libraries that kernels find imported already, separated by spaces.
     pub zygote_preload: String,
     /// Started Python processes that each node keeps at hand at least.
@@ -136,6 +138,7 @@ impl Default for ClusterConfig {
             kernel_cpu_max_percent: 0,
             kernel_processes_max: 0,
             cell_wall_time_max_s: 0,
+            kernel_uid_base: 2_000_000_000,
             zygote_preload: "numpy pandas matplotlib".to_owned(),
             pool_min: 4,
             pool_max: 16,

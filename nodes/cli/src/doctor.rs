@@ -4,7 +4,10 @@ mod disk;
 
 use std::{fs, path::Path, time::SystemTime};
 
-use callboard_kernel::{Cgroups, python::CGROUP_ROOT};
+use callboard_kernel::{
+    Cgroups,
+    python::{CGROUP_ROOT, isolation_problem},
+};
 use callboard_protocol::control::NodeHealth;
 use callboard_transport::server::{find_server, server_version};
 use serde::Serialize;
@@ -68,7 +71,7 @@ pub async fn run(context: &Context, args: DoctorArgs) -> Outcome {
     findings.push(data_dir(&args.data));
     findings.push(disk::space(&args.data));
     findings.push(disk::sync_latency(&args.data));
-    findings.push(isolation());
+    findings.push(isolation(&config, &args.data).await);
     findings.push(limits(&config));
     findings.push(clock(SystemTime::now()));
     findings.push(cluster(context).await);
@@ -165,14 +168,26 @@ fn limits(config: &ClusterConfig) -> Finding {
     Finding::new("limits", verdict, missing.join("; "))
 }
 
-fn isolation() -> Finding {
-    let uid = nix::unistd::Uid::effective();
-    let groups = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let groups = if groups { "cgroup v2 is there" } else { "no cgroup v2" };
-    let text = format!(
-        "not isolated: kernels run as uid {uid}, like the node, and may read its files ({groups}); run only code you trust, or put the node in a container"
-    );
-    Finding::new("isolation", Verdict::Warn, text)
+/// Whether kernels get uids of their own on this machine.
+async fn isolation(config: &ClusterConfig, data: &Path) -> Finding {
+    let check = "isolation";
+    let base = config.kernel_uid_base;
+    if base == 0 {
+        let text = "not isolated: kernel_uid_base is 0, so kernels run as the node's user and may read its files; run only code you trust";
+        return Finding::new(check, Verdict::Warn, text);
+    }
+    let program = match find_python(&config.python_program) {
+        Ok(program) => program,
+        Err(failure) => return Finding::new(check, Verdict::Warn, failure.message),
+    };
+    let root = given(&config.session_directory).unwrap_or(data);
+    match isolation_problem(&program, base, None, root, &config.shared_directories).await {
+        None => {
+            let text = format!("each kernel runs under a uid of its own, from {base} on");
+            Finding::new(check, Verdict::Ok, text)
+        }
+        Some(problem) => Finding::new(check, Verdict::Warn, problem),
+    }
 }
 
 /// Only dates in messages come from this clock; a wrong one confuses people and certificates.

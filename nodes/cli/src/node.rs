@@ -102,6 +102,7 @@ pub async fn run(args: NodeArgs) -> Outcome {
         repair: RepairLimits::default(),
         environment_match: config.environment_match,
         limits_max,
+        kernel_uid_base: Some(config.kernel_uid_base).filter(|base| *base > 0),
         replicator: ReplicatorOptions {
             timing: RaftTiming {
                 heartbeat_interval_ms: config.heartbeat_interval_ms,

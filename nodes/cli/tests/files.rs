@@ -11,17 +11,18 @@
 
 mod support;
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use support::{Cluster, wait_until};
 
 /// Directories of sessions, and of their packages, on all nodes.
 fn roots(cluster: &Cluster) -> Vec<PathBuf> {
     let works = (1..=3).map(|n| cluster.data().join(format!("nodes/node-{n}/work")));
-    let holders = works.flat_map(|work| [work.join(".packages"), work]);
+    let holders = works.flat_map(|work| [work.join(".packages"), work.join(".caches"), work]);
     let entries = holders.filter_map(|it| fs::read_dir(it).ok()).flatten();
     let paths = entries.map(|entry| entry.unwrap().path());
-    paths.filter(|path| !path.ends_with(".packages")).collect()
+    let holders = [".packages", ".caches"];
+    paths.filter(|path| !holders.iter().any(|holder| path.ends_with(holder))).collect()
 }
 
 #[test]
@@ -52,11 +53,14 @@ fn files_follow_the_session_are_shown_and_go_with_the_kernel() {
 fn a_directory_that_the_user_names_is_used_as_it_is() {
     let cluster = Cluster::start(&[]);
     let place = tempfile::tempdir().unwrap();
+    // Kernels may run under uids of their own.
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let shown = place.path().to_str().unwrap();
     let ran = cluster.run(&["kernel", "start", "--name", "k", "--directory", shown, "--wait"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     cluster.exec("k", "import os; print(os.getcwd())").prints(&format!("{shown}\n"));
-    let ran = cluster.exec("k", "with open('f', 'w') as f: print('x', file=f)");
+    let ran =
+        cluster.exec("k", "with open('f', 'w') as f: print('x', file=f)\nos.chmod('f', 0o644)");
     assert!(ran.stderr.contains("it is outside the session's directory"), "{ran:?}");
     cluster.kill_node(&support::executor_node(&cluster, "k"));
     cluster.exec("k", "print(os.getcwd(), open('f').read())").prints(&format!("{shown} x\n\n"));

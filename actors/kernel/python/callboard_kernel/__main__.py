@@ -8,6 +8,8 @@ import signal
 import sys
 from typing import Any
 
+from callboard_kernel.isolation import ISOLATION
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -24,6 +26,7 @@ def die_with_parent() -> None:
 
 def main() -> None:
     die_with_parent()
+    ISOLATION.prepare()
     # `-m` put the start directory first; IPython adds "", which follows the session's directory.
     if sys.path and sys.path[0] in ("", os.getcwd()):
         del sys.path[0]
@@ -35,6 +38,7 @@ def run() -> None:
     # A shell starts what runs in the background with interrupts ignored, and Python leaves it so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from ipykernel.kernelapp import IPKernelApp
+    from traitlets.config import Config
 
     from callboard_kernel.kernel import CallboardKernel
 
@@ -49,7 +53,9 @@ def run() -> None:
         def log_connection_info(self) -> None:
             """The node knows the connection file; nobody reads this."""
 
-    Application.launch_instance(kernel_class=CallboardKernel)
+    # The history of IPython is one file in the home of the node's user, for all kernels.
+    config = Config({"HistoryManager": {"hist_file": ":memory:"}}) if ISOLATION.is_wanted else Config()
+    Application.launch_instance(kernel_class=CallboardKernel, config=config)
 
 
 if __name__ == "__main__":

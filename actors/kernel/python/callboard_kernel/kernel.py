@@ -8,6 +8,7 @@ node logs them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -30,6 +31,7 @@ from .channel import Channel
 from .directory import DIRECTORY
 from .packages import PACKAGES
 from .delta import Delta, Group
+from .isolation import ISOLATION
 from .magics import Magics
 from .refusal import CaptureInterrupted
 from .restore import HeldGroup, Restore
@@ -80,6 +82,7 @@ class CallboardKernel(IPythonKernel):
 
     def _captured_after(self, handler: Any) -> Any:
         async def handle(stream: Any, ident: Any, parent: Any) -> None:
+            ISOLATION.check()
             try:
                 result = handler(stream, ident, parent)
                 if inspect.isawaitable(result):
@@ -192,6 +195,7 @@ class CallboardKernel(IPythonKernel):
                 self.channel.send({"type": "error", "message": message})
 
     def _restore(self, header: dict[str, Any], buffers: list[bytearray]) -> None:
+        ISOLATION.check()
         start = time.monotonic()
         groups, position = [], 0
         for entry in header["groups"]:
@@ -206,6 +210,8 @@ class CallboardKernel(IPythonKernel):
         if "capture_budget_ms" in header:
             self.tracker.budget_s = header["capture_budget_ms"] / 1000
         if header.get("directory"):
+            # First of all: whether it may go there is a question of whose process it is.
+            self._isolate(header.get("user"))
             DIRECTORY.configure(header["directory"])
             self.shell.user_ns["_dh"][:] = [Path.cwd()]
         if header.get("packages"):
@@ -214,6 +220,14 @@ class CallboardKernel(IPythonKernel):
             self.tracker.state_bytes_max = header["state_bytes_max"]
         if "exclude" in header:
             self.tracker.namespace.exclude = frozenset(header["exclude"])
+
+    def _isolate(self, user: dict[str, Any] | None) -> None:
+        variables = ISOLATION.enter(user)
+        if variables:
+            # They are this process's, and no change that the session made.
+            self.tracker.session.begin_with(variables)
+            with contextlib.suppress(Exception):  # where `%store` keeps things; other versions may differ
+                self.shell.db = type(self.shell.db)(os.path.join(variables["IPYTHONDIR"], "db"))
 
 
 class _NoShellThread:

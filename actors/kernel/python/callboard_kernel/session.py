@@ -47,6 +47,11 @@ class Session:
             "warned": (self.warned.state, self.warned.apply),
         }
 
+    def begin_with(self, variables: dict[str, str]) -> None:
+        """Takes variables that are set already for those that the process was started with."""
+        self.environ.update(variables)
+        self._raw_environ = {os.fsencode(key): os.fsencode(value) for key, value in self.environ.items()}
+
     # Components whose state shares no mutable part with the process, so that two states may be
     # compared by value.
     comparable = frozenset({"process", "random", "ipython", "warned"})

@@ -24,6 +24,8 @@ import time
 import traceback
 from typing import Any
 
+from callboard_kernel.isolation import ISOLATION
+
 # What ipykernel and IPython import only once a kernel runs; none of it is the session's.
 _IMPORTED_WHEN_A_KERNEL_STARTS = (
     "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger", "IPython.core.oinspect",
@@ -46,6 +48,7 @@ def main() -> None:
     _run_dir, libraries, *rest = sys.argv[1:]
     skipped: dict[str, str] = json.loads(rest[0]) if rest else {}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ISOLATION.prepare()
     gc.disable()
     preloaded, loaded = _preload(libraries.split(), skipped)
     # With what importing ipykernel sets in any kernel; what libraries set is set when they are shown.

@@ -14,7 +14,10 @@ use callboard_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::cgroup::Cgroups;
+use super::{
+    cgroup::Cgroups,
+    isolation::{CACHES, Isolation},
+};
 
 /// What the Python side adds to a root's name for what it moved out of the way.
 const ASIDE_SUFFIX: &str = ".before";
@@ -97,7 +100,10 @@ impl FileOptions {
             return Ok(());
         }
         remove(&aside(&root))?;
-        remove(&self.root.join(PACKAGES).join(kernel.to_string()))?;
+        for holder in [PACKAGES, CACHES] {
+            remove(&self.root.join(holder).join(kernel.to_string()))?;
+        }
+        // Last, as its owner says whose uid is taken.
         remove(&root)
     }
 
@@ -116,13 +122,27 @@ pub struct SessionConfig {
     /// Its limits, and how they are enforced.
     #[serde(skip)]
     pub limits: (KernelLimits, Cgroups),
+    /// What gives its process a uid of its own; `None` leaves it the node's.
+    #[serde(skip)]
+    pub isolation: Option<Isolation>,
 }
 
 impl SessionConfig {
     /// That of one kernel on this node.
     #[must_use]
     pub fn of(files: &FileOptions, spec: &KernelSpec, limits: (KernelLimits, Cgroups)) -> Self {
-        Self { directory: files.of(spec), packages: files.packages_of(spec), limits }
+        Self {
+            directory: files.of(spec),
+            packages: files.packages_of(spec),
+            limits,
+            isolation: None,
+        }
+    }
+
+    /// The same, with a uid of its own if there is something to give it.
+    #[must_use]
+    pub fn isolated(self, isolation: Option<Isolation>) -> Self {
+        Self { isolation, ..self }
     }
 
     /// Makes its directories.
@@ -159,6 +179,11 @@ impl SessionDirectory {
     /// If that fails.
     pub fn create(&self) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root)
+    }
+
+    /// Where the Python side moves what is in its way.
+    pub(super) fn aside(&self) -> PathBuf {
+        aside(&self.root)
     }
 }
 

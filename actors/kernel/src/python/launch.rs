@@ -20,6 +20,8 @@ use super::{
     wire::SigningKey,
 };
 
+/// Says that the process will be given a uid of its own.
+const ISOLATED_VARIABLE: &str = "CALLBOARD_ISOLATED";
 /// How long to wait for the answer to one readiness probe before the next.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// Longest directory whose socket paths fit in the 108 bytes of `sockaddr_un`.
@@ -51,6 +53,20 @@ pub(super) fn without_our_variables(command: &mut Command) {
         }
     }
     command.env("PYDEVD_DISABLE_FILE_VALIDATION", "1");
+}
+
+/// Tells a process whether it will be isolated from the node, and then keeps the node's keys to an
+/// object store out of its environment.
+pub(super) fn set_isolated(command: &mut Command, is_isolated: bool) -> &mut Command {
+    if is_isolated {
+        command.env(ISOLATED_VARIABLE, "1");
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("AWS_") {
+                command.env_remove(name);
+            }
+        }
+    }
+    command
 }
 
 /// Starts `module` as a kernel whose sockets and log are in `directory`, in a process group of its

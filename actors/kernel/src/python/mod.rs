@@ -7,6 +7,7 @@
 mod cgroup;
 mod child;
 mod directory;
+mod isolation;
 mod launch;
 pub mod memory;
 mod orphans;
@@ -21,6 +22,7 @@ mod zygote;
 
 pub use cgroup::{CGROUP_ROOT, Cgroups};
 pub use directory::{FileOptions, PipPolicy, SessionConfig, SessionDirectory, SessionPackages};
+pub use isolation::{Isolation, UIDS_PER_NODE, is_root, isolation_problem};
 pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;
 pub use pool::{PythonPool, Taken};

@@ -1,7 +1,8 @@
 //! The Python package, carried in the binary and unpacked by every node that runs kernels.
 
 use std::{
-    io,
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -28,22 +29,32 @@ pub fn unpack_package(directory: &Path) -> Result<PathBuf, PackageError> {
     let target = directory.join("callboard_kernel");
     let fail = |source| PackageError { path: target.clone(), source };
     if target.exists() {
-        std::fs::remove_dir_all(&target).map_err(fail)?;
+        fs::remove_dir_all(&target).map_err(fail)?;
     }
-    std::fs::create_dir_all(&target).map_err(fail)?;
+    fs::create_dir_all(&target).map_err(fail)?;
+    fs::set_permissions(&target, readable(0o755)).map_err(fail)?;
     write_sources(&PACKAGE, &target).map_err(fail)?;
     Ok(directory.to_owned())
+}
+
+/// Kernels may run under other uids than the node, whatever its umask is.
+fn readable(mode: u32) -> fs::Permissions {
+    fs::Permissions::from_mode(mode)
 }
 
 fn write_sources(from: &Dir<'_>, to: &Path) -> io::Result<()> {
     for file in from.files() {
         if file.path().extension().is_some_and(|extension| extension == "py") {
-            std::fs::write(to.join(file.path()), file.contents())?;
+            let path = to.join(file.path());
+            fs::write(&path, file.contents())?;
+            fs::set_permissions(&path, readable(0o644))?;
         }
     }
     for directory in from.dirs() {
         if !directory.path().ends_with("__pycache__") {
-            std::fs::create_dir_all(to.join(directory.path()))?;
+            let path = to.join(directory.path());
+            fs::create_dir_all(&path)?;
+            fs::set_permissions(&path, readable(0o755))?;
             write_sources(directory, to)?;
         }
     }

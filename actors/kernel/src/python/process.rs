@@ -23,7 +23,7 @@ use super::{
     cgroup::Confined,
     child::KernelChild,
     directory::SessionConfig,
-    launch::{SocketDirectory, probe, spawn, write_connection},
+    launch::{SocketDirectory, probe, set_isolated, spawn, write_connection},
     sockets::Sockets,
     state_socket::{self, FromPython, Hello, PROTOCOL_VERSION, RestoreGroup},
     wire::SigningKey,
@@ -47,6 +47,9 @@ pub struct PythonConfig {
     pub capture_budget_ms: u64,
     /// Most bytes that a session's state may have; what is over it is refused by name.
     pub state_bytes_max: u64,
+    /// Whether each process gets a uid of its own when it becomes a kernel's; then it has to be
+    /// given one with [`PythonProcess::configure`] before it runs anything.
+    pub isolated: bool,
 }
 
 /// Why a Python process did not come up.
@@ -331,7 +334,15 @@ impl Running {
             let confined = cgroups.confine(&format!("{kernel}-{}", self.pid), self.pid, limits)?;
             self.confined = Some((confined, limits.memory_max_mib.unwrap_or(0)));
         }
-        state_socket::write_session(&mut self.to_python, session).await
+        let user = match session.isolation.clone() {
+            None => None,
+            Some(isolation) => {
+                let session = session.clone();
+                let handed = tokio::task::spawn_blocking(move || isolation.hand_over(&session));
+                Some(handed.await.map_err(std::io::Error::other)??)
+            }
+        };
+        state_socket::write_session(&mut self.to_python, session, user.as_ref()).await
     }
 
     /// Kills the process for a reason that is told in place of the signal.
@@ -389,7 +400,9 @@ async fn begin(
         }
     }
     let child = spawn(&config.program, "callboard_kernel", directory, key, |command| {
-        command.env("PYTHONPATH", &config.package_dir).env(STATE_SOCKET_VARIABLE, &state_socket)
+        set_isolated(command, config.isolated)
+            .env("PYTHONPATH", &config.package_dir)
+            .env(STATE_SOCKET_VARIABLE, &state_socket)
     })?;
     Ok(KernelChild::Started(child))
 }

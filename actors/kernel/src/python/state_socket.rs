@@ -13,7 +13,7 @@ use tokio::{
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
 };
 
-use super::directory::SessionConfig;
+use super::{directory::SessionConfig, isolation::SessionUser};
 
 /// Longest JSON header; names and refusals of a namespace of a hundred thousand names fit.
 const HEADER_LENGTH_MAX: usize = 16 << 20;
@@ -331,9 +331,11 @@ pub(super) async fn write_configure(
 pub(super) async fn write_session(
     socket: &mut OwnedWriteHalf,
     session: &SessionConfig,
+    user: Option<&SessionUser>,
 ) -> io::Result<()> {
     let mut json = serde_json::to_value(session).map_err(|error| invalid(error.to_string()))?;
     json["type"] = "configure".into();
+    json["user"] = serde_json::to_value(user).map_err(|error| invalid(error.to_string()))?;
     json["buffers"] = serde_json::json!([]);
     write(socket, &json, &[]).await
 }

@@ -27,7 +27,11 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{PythonConfig, child::Forked, launch::without_our_variables};
+use super::{
+    PythonConfig,
+    child::Forked,
+    launch::{set_isolated, without_our_variables},
+};
 
 /// How long a fork may take; a machine that is out of memory may take long, and then fails.
 const FORK_WITHIN: Duration = Duration::from_secs(5);
@@ -176,6 +180,7 @@ impl Keeper {
         let log = std::fs::File::create(self.log())?;
         let mut command = Command::new(&self.config.program);
         without_our_variables(&mut command);
+        set_isolated(&mut command, self.config.isolated);
         let child = command
             .args(["-m", "callboard_kernel.zygote"])
             .arg(&self.run_dir)

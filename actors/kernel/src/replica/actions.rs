@@ -80,7 +80,8 @@ impl ReplicaState {
         let context = &self.args.context;
         let Taken { process, mut events, hello } = context.python.take();
         let limits = (self.limits(), context.confinement.cgroups.clone());
-        process.configure(SessionConfig::of(&context.files, &self.args.spec, limits));
+        let session = SessionConfig::of(&context.files, &self.args.spec, limits);
+        process.configure(session.isolated(context.confinement.isolation.clone().ok()));
         self.python = Some(process);
         let me = self.me.clone();
         if let Some(hello) = hello {

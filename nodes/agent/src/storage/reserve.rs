@@ -4,6 +4,7 @@
 use std::{
     fs::{self, OpenOptions},
     io,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -121,7 +122,12 @@ impl Reserve {
     }
 
     fn set_aside(&self) -> io::Result<()> {
-        let file = OpenOptions::new().create(true).truncate(true).write(true).open(&self.path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&self.path)?;
         let length = i64::try_from(self.bytes).unwrap_or(i64::MAX);
         posix_fallocate(&file, 0, length).map_err(io::Error::from)?;
         file.sync_all()

@@ -1,5 +1,6 @@
 //! What values of the configuration are refused, and what to write instead.
 
+use callboard_kernel::python::UIDS_PER_NODE;
 use callboard_protocol::ClusterId;
 
 use super::{ClusterConfig, given_path};
@@ -21,6 +22,9 @@ const FILES_TOTAL_MAX_MIB: u64 = 4_096;
 
 /// Less memory than this is too little for a kernel that does nothing.
 const MEMORY_MIN_MIB: u64 = 128;
+
+/// The highest first uid; those of all nodes follow it.
+const UID_BASE_MAX: u32 = 2_000_000_000;
 
 /// A kernel has a dozen threads before it runs anything.
 const PROCESSES_MIN: u64 = 20;
@@ -137,6 +141,13 @@ impl ClusterConfig {
             memory == 0 || memory >= MEMORY_MIN_MIB,
             format!(
                 "kernel_memory_max_mib is {memory}; Python needs {MEMORY_MIN_MIB} to start, and 0 is no limit"
+            ),
+        );
+        let base = self.kernel_uid_base;
+        check(
+            base.is_multiple_of(UIDS_PER_NODE) && base <= UID_BASE_MAX,
+            format!(
+                "kernel_uid_base is {base}; use a multiple of {UIDS_PER_NODE}, the uids of one node, up to {UID_BASE_MAX}"
             ),
         );
         let processes = self.kernel_processes_max;

@@ -2,10 +2,12 @@
 
 use std::{
     fs,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 use callboard_client::Client;
+use callboard_kernel::python::is_root;
 use callboard_protocol::{ClusterId, NodeId};
 use callboard_transport::{
     Broker, BrokerError, BrokerOptions, Credentials, Role, permissions::cluster_roles,
@@ -55,8 +57,11 @@ impl Prepared {
         let python = usable_python(&config)?;
         let lock = state::lock(data)?;
         let data_dir = fs::canonicalize(data).map_err(|error| cannot("open", data, &error))?;
-        for folder in ["credentials", "nodes", "logs"] {
-            private_folder(&data_dir.join(folder))?;
+        // Kernels with uids of their own pass to their directories there, and list nothing.
+        let is_passed = config.kernel_uid_base > 0 && is_root();
+        folder_with_mode(&data_dir.join("nodes"), if is_passed { 0o711 } else { 0o700 })?;
+        for folder in ["broker", "credentials", "logs"] {
+            folder_with_mode(&data_dir.join(folder), 0o700)?;
         }
         let cluster = config.cluster()?;
         let wanted = (1..=config.nodes).map(node_id).collect::<Result<Vec<_>, _>>()?;
@@ -78,7 +83,10 @@ impl Prepared {
         let text = toml::to_string(&config).map_err(|error| {
             Failure::new(Exit::Internal, format!("cannot write the configuration: {error}"))
         })?;
-        fs::write(&config_file, text).map_err(|error| cannot("write", &config_file, &error))?;
+        // A URL in it may hold a password.
+        fs::write(&config_file, text)
+            .and_then(|()| fs::set_permissions(&config_file, fs::Permissions::from_mode(0o600)))
+            .map_err(|error| cannot("write", &config_file, &error))?;
         let roles = cluster_roles(&nodes);
         let mut prepared = Self {
             nodes,
@@ -203,12 +211,13 @@ fn usable_python(config: &ClusterConfig) -> Result<PathBuf, Failure> {
     }
 }
 
-fn private_folder(path: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt as _;
+/// Makes a folder, or changes the mode of the one that is there.
+fn folder_with_mode(path: &Path, mode: u32) -> Result<(), Failure> {
     fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o700)
+        .mode(mode)
         .create(path)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
         .map_err(|error| cannot("make the folder", path, &error))
 }
 

@@ -1,4 +1,5 @@
 //! A cluster of real processes for a test, which ends with it.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -117,6 +118,14 @@ impl Cluster {
         cluster
     }
 
+    /// The same, in a directory that users other than root can reach.
+    pub(crate) fn start_reachable(args: &[&str]) -> Self {
+        let mut cluster = Self { directory: tempfile::tempdir().unwrap(), up: None };
+        make_executable(cluster.directory.path());
+        cluster.up(args);
+        cluster
+    }
+
     pub(crate) fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
@@ -127,6 +136,7 @@ impl Cluster {
             .current_dir(self.directory.path())
             .args(["up", "--data", "data"])
             .args(args)
+            .env("AWS_SECRET_ACCESS_KEY", "a secret of the nodes")
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(self.directory.path().join("up.log")).unwrap())
             .process_group(0)
