@@ -105,9 +105,9 @@ class NodeStandIn:
 
 
 @functools.cache
-def shared_zygote() -> Zygote | None:
-    """With CALLBOARD_TEST_ZYGOTE, the zygote that all kernels of the tests are forked from."""
-    return Zygote() if os.environ.get("CALLBOARD_TEST_ZYGOTE") else None
+def shared_zygote() -> Zygote:
+    """With CALLBOARD_TEST_ZYGOTE, the zygote that the kernels of all tests are forked from."""
+    return Zygote()
 
 
 class Kernel:
@@ -128,7 +128,8 @@ class Kernel:
         connection_file, _ = write_connection_file(
             str(scratch / "connection.json"), transport="ipc", ip=str(scratch / "zmq"), key=b"test"
         )
-        zygote = zygote or shared_zygote()
+        if zygote is None and os.environ.get("CALLBOARD_TEST_ZYGOTE"):
+            zygote = shared_zygote()
         changes = {
             "CALLBOARD_STATE_SOCKET": state_path,
             "PYTHONPATH": str(PACKAGE_PARENT),

@@ -80,10 +80,11 @@ def test_the_backend_of_matplotlib_is_chosen_when_it_is_imported(zygote, chosen)
     assert said[0] == said[1]
 
 
-def test_environment_paths_and_arguments_are_those_of_a_started_kernel(zygote):
+def test_environment_paths_and_arguments_are_those_of_a_started_kernel(zygote, monkeypatch):
+    monkeypatch.delenv("CALLBOARD_TEST_ZYGOTE", raising=False)
     code = """
 import os, sys, signal, threading
-changing = ("CALLBOARD_STATE_SOCKET", "IPYTHONDIR", "PYTEST_CURRENT_TEST", "_")
+changing = ("CALLBOARD_STATE_SOCKET", "CALLBOARD_TEST_ZYGOTE", "IPYTHONDIR", "PYTEST_CURRENT_TEST", "_")
 environment = {k: v for k, v in os.environ.items() if k not in changing}
 print(sorted(environment.items()), sys.path, os.path.basename(sys.argv[0]), len(sys.argv), os.getcwd(),
       signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGCHLD), sorted(t.name.lstrip("Thread-0123456789") for t in threading.enumerate()))
