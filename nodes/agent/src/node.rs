@@ -41,7 +41,7 @@ use crate::{
 
 /// How many times slower than a kernel's the system group's clock runs. Its heartbeats are most of
 /// what an idle cluster says; and while it has no leader, cells run on and clients ask again.
-const SYSTEM_CLOCK_SLOWER: u64 = 3;
+const SYSTEM_CLOCK_SLOWER: u64 = 4;
 /// How long the replica supervisor may take to stop them all, Python processes included.
 const REPLICAS_STOP_WITHIN: Duration = Duration::from_secs(30);
 
