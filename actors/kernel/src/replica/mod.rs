@@ -443,6 +443,10 @@ impl ReplicaState {
             self.log_outputs(outputs);
         }
         self.watch_wall_time();
+        if self.read(|log| log.open_term().is_some() && !log.pending().is_empty()) {
+            // Beats are no news that wakes anybody, yet an executor's next life is told by their number.
+            self.nodes_changed();
+        }
         self.step(Input::Tick);
         self.drive_membership();
         self.tell_generation();
