@@ -156,6 +156,32 @@ impl ReplicaState {
         self.step(Input::Suspects(suspects));
     }
 
+    /// Looks at the nodes while a cell waits: beats are no news that wakes a replica, yet
+    /// [`is_in_another_life`] goes by their number.
+    pub(super) fn heed_beats(&mut self) {
+        if self.read(|log| log.open_term().is_some() && !log.pending().is_empty()) {
+            self.nodes_changed();
+        }
+    }
+
+    /// Nodes of the group's other members.
+    pub(super) fn peers(&self) -> Vec<NodeId> {
+        let members = self.group.members();
+        let others = members.voters.into_iter().chain(members.learners);
+        others.filter(|(id, _)| *id != self.args.replica).map(|(_, node)| node).collect()
+    }
+
+    /// Nodes of the other members that have a vote: a copy elsewhere makes nothing safe.
+    pub(super) fn voters(&self) -> Vec<NodeId> {
+        let voters = self.group.members().voters.into_iter();
+        voters.filter(|(id, _)| *id != self.args.replica).map(|(_, node)| node).collect()
+    }
+
+    /// How many voters make a majority.
+    pub(super) fn majority(&self) -> usize {
+        self.group.members().voters.len() / 2 + 1
+    }
+
     pub(super) fn membership_changed(&mut self) {
         let voters = self.group.members().voters.into_keys().collect();
         let leading = self.group.is_leader();

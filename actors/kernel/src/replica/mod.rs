@@ -34,7 +34,7 @@ use callboard_policy::{
     terms::{Applied, Entry, Executor, Input, KernelLog, LoggedOutput, StateDelta},
 };
 use callboard_protocol::{
-    NodeId, ReplicaId, Seq, Term,
+    ReplicaId, Seq, Term,
     control::KernelSpec,
     environment::Environment,
     kernel::{Level, SleepOffer},
@@ -443,10 +443,7 @@ impl ReplicaState {
             self.log_outputs(outputs);
         }
         self.watch_wall_time();
-        if self.read(|log| log.open_term().is_some() && !log.pending().is_empty()) {
-            // Beats are no news that wakes anybody, yet an executor's next life is told by their number.
-            self.nodes_changed();
-        }
+        self.heed_beats();
         self.step(Input::Tick);
         self.drive_membership();
         self.tell_generation();
@@ -487,24 +484,6 @@ impl ReplicaState {
             _ => {}
         }
         std::mem::replace(&mut self.cell, cell)
-    }
-
-    /// Nodes of the group's other members.
-    fn peers(&self) -> Vec<NodeId> {
-        let members = self.group.members();
-        let others = members.voters.into_iter().chain(members.learners);
-        others.filter(|(id, _)| *id != self.args.replica).map(|(_, node)| node).collect()
-    }
-
-    /// Nodes of the other members that have a vote: a copy elsewhere makes nothing safe.
-    fn voters(&self) -> Vec<NodeId> {
-        let voters = self.group.members().voters.into_iter();
-        voters.filter(|(id, _)| *id != self.args.replica).map(|(_, node)| node).collect()
-    }
-
-    /// How many voters make a majority.
-    fn majority(&self) -> usize {
-        self.group.members().voters.len() / 2 + 1
     }
 }
 
