@@ -233,23 +233,44 @@ impl Cluster {
         };
         let (actor, task) = Actor::spawn(None, Replica, args).await.unwrap();
         self.members.insert(n, Member { actor, context, task });
-        self.set_health(n, NodeHealth::Up);
+        self.see(n, |_| NodeView {
+            health: NodeHealth::Up,
+            incarnation,
+            disk: self.spec.replicas[&ReplicaId(n)].disk,
+            silent_ms: 0,
+            how: None,
+            last_beat: None,
+        });
+    }
+
+    /// What the nodes see of one of them from now on; only news wakes who follows, as in a node.
+    fn see(&self, n: u64, change: impl FnOnce(Option<&NodeView>) -> NodeView) {
+        self.nodes.send_if_modified(|view| {
+            let before = view.clone();
+            view.nodes.insert(node(n), change(before.nodes.get(&node(n))));
+            !view.says_the_same_as(&before)
+        });
     }
 
     fn set_health(&self, n: u64, health: NodeHealth) {
-        self.nodes.send_modify(|view| {
-            view.nodes.insert(
-                node(n),
-                NodeView {
-                    health,
-                    incarnation: Incarnation(1),
-                    disk: DiskId::generate(),
-                    silent_ms: 0,
-                    how: (health != NodeHealth::Up).then(|| "killed by signal 9".to_owned()),
-                    last_beat: None,
-                },
-            );
-        });
+        let how = (health != NodeHealth::Up).then(|| "killed by signal 9".to_owned());
+        self.see(n, |seen| NodeView { health, how, ..seen.unwrap().clone() });
+    }
+
+    /// The node is heard in a later life, in which none of its replicas has come back.
+    fn hear_again(&self, n: u64, beats: u64) {
+        for number in 1..=beats {
+            self.see(n, |seen| {
+                let (seen, life) = (seen.unwrap(), Incarnation(self.lives + 1));
+                let beat = serde_json::json!({
+                    "node": node(n), "disk": seen.disk, "incarnation": life, "number": number,
+                    "pid": 1, "host": "h", "replicas": 0, "running_cells": 0, "epoch": 1,
+                    "suspects": [], "python_problem": null,
+                });
+                let last_beat = Some(serde_json::from_value(beat).unwrap());
+                NodeView { health: NodeHealth::Up, incarnation: life, last_beat, ..seen.clone() }
+            });
+        }
     }
 
     fn change_spec(&mut self, change: impl FnOnce(&mut KernelSpec)) {
@@ -262,12 +283,17 @@ impl Cluster {
 
     /// As if the node's process had been killed, and its end seen.
     async fn kill_node(&mut self, n: u64) {
+        self.lose_node(n).await;
+        self.set_health(n, NodeHealth::Suspected);
+    }
+
+    /// As if the node's process had been killed, and nobody had noticed yet.
+    async fn lose_node(&mut self, n: u64) {
         let member = self.members.remove(&n).unwrap();
         self.net.disconnect(node(n).as_str());
         member.context.replicator.crash();
         member.actor.kill();
         member.task.await.unwrap();
-        self.set_health(n, NodeHealth::Suspected);
     }
 
     /// Python processes that run now, by their pid files.
@@ -431,6 +457,35 @@ async fn a_cell_whose_node_dies_ends_interrupted_and_earlier_state_stays() {
     let CellOutcome::Interrupted { cause } = outcome else { panic!("the cell completed") };
     assert_eq!(cause, format!("executor lost on node-{first}: killed by signal 9"));
     assert_eq!(value(&client, "int(x[0]), len(x)").await, "(0, 100000)");
+}
+
+/// The log of the executor's replica is damaged, say: its node is up again before anybody saw it down,
+/// and the replica never returns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cell_ends_whose_executors_node_came_back_at_once_without_its_replica() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    value(&client, "x = 1").await;
+    let first = executor(&client).await;
+    let timeout = Some(DEADLINE);
+    let options = ExecuteOptions { timeout, ..ExecuteOptions::default() };
+    let mut cell = client.execute("x = 2; import time; time.sleep(600)", options);
+    while !matches!(cell.next().await, Some(Ok(ExecuteEvent::Accepted(_)))) {}
+    cluster.lose_node(first).await;
+    cluster.hear_again(first, 1);
+    while client.show().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    cluster.hear_again(first, 20);
+    let outcome = loop {
+        match cell.next().await.expect("the execution ended without an end").unwrap() {
+            ExecuteEvent::Ended(end) => break end.outcome,
+            _ => continue,
+        }
+    };
+    let cause = format!("executor lost on node-{first}: it was started again");
+    assert_eq!(outcome, CellOutcome::Interrupted { cause });
+    assert_eq!(value(&client, "x").await, "1");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

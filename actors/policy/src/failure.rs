@@ -67,6 +67,18 @@ pub struct NodeView {
     pub last_beat: Option<Beat>,
 }
 
+/// Beats of a process's life within which all that it ran before has come back, or will not.
+const BEATS_TO_SETTLE: u64 = 12;
+
+impl NodeView {
+    /// Whether it has been heard so often in its present life that what is not back does not come
+    /// back by itself.
+    #[must_use]
+    pub fn has_settled(&self) -> bool {
+        self.last_beat.as_ref().is_some_and(|beat| beat.number >= BEATS_TO_SETTLE)
+    }
+}
+
 impl NodesView {
     /// A sentence if more than a third of the nodes is silent. Nodes that are gone do not count:
     /// they were given up at a time when most others were heard.
@@ -84,16 +96,16 @@ impl NodesView {
         })
     }
 
-    /// Whether nothing differs that anybody acts on: who is up, in which life, with which disk and
-    /// Python.
+    /// Whether nothing differs that anybody acts on: who is up, in which life and whether settled in
+    /// it, with which disk and Python.
     #[must_use]
     pub fn says_the_same_as(&self, other: &Self) -> bool {
         let of_node = |(node, view): (&NodeId, &NodeView)| {
             let beat = view.last_beat.as_ref();
             let problem = beat.and_then(|beat| beat.python_problem.clone());
             let environment = beat.and_then(|beat| beat.environment.clone());
-            let how = view.how.clone();
-            (node.clone(), view.health, view.incarnation, view.disk, how, problem, environment)
+            let life = (view.incarnation, view.has_settled());
+            (node.clone(), view.health, life, view.disk, view.how.clone(), problem, environment)
         };
         self.outage == other.outage
             && self.nodes.len() == other.nodes.len()

@@ -24,8 +24,6 @@ use super::{Internal, ReplicaState, starting::life_of_node, tell};
 
 /// Log entries a learner may lack when it is made a voter: the next append brings them.
 const LAG_ENTRIES_MAX: u64 = 16;
-/// Beats of a node that was started again within which its replicas are back.
-const BEATS_TO_RETURN: u64 = 12;
 /// How long to wait for a learner to say whether its chunks are complete.
 const READINESS_WITHIN: Duration = Duration::from_millis(500);
 /// How long the control plane may take to note a change.
@@ -128,8 +126,7 @@ fn suspects(
 /// Whether a node was started again since it opened the term, and for so long that its replica, if it
 /// had come back, would have said so itself and known why the life before ended.
 fn is_in_another_life(seen: &NodeView, open: &OpenTerm) -> bool {
-    let beats = seen.last_beat.as_ref().map_or(0, |beat| beat.number);
-    seen.incarnation > life_of_node(open.incarnation) && beats >= BEATS_TO_RETURN
+    seen.incarnation > life_of_node(open.incarnation) && seen.has_settled()
 }
 
 impl ReplicaState {
@@ -154,14 +151,6 @@ impl ReplicaState {
         let open = self.read(|log| log.open_term());
         let suspects = suspects(&view, &self.group.members(), &self.args.spec, open.as_ref());
         self.step(Input::Suspects(suspects));
-    }
-
-    /// Looks at the nodes while a cell waits: beats are no news that wakes a replica, yet
-    /// [`is_in_another_life`] goes by their number.
-    pub(super) fn heed_beats(&mut self) {
-        if self.read(|log| log.open_term().is_some() && !log.pending().is_empty()) {
-            self.nodes_changed();
-        }
     }
 
     /// Nodes of the group's other members.
@@ -359,9 +348,9 @@ mod tests {
         };
         let found = |view: &NodesView| suspects(view, &members, &spec, Some(&open));
         assert_eq!(found(&view(&spec, 3, 99)), BTreeMap::new(), "the same life");
-        let early = found(&view(&spec, 4, BEATS_TO_RETURN - 1));
+        let early = found(&view(&spec, 4, 1));
         assert_eq!(early, BTreeMap::new(), "its replica may still come and say why");
-        let restarted = found(&view(&spec, 4, BEATS_TO_RETURN));
+        let restarted = found(&view(&spec, 4, 99));
         assert_eq!(restarted.keys().copied().collect::<Vec<_>>(), [ReplicaId(1)]);
         assert!(restarted[&ReplicaId(1)].contains("node-1: it was started again"));
         let mut wiped = view(&spec, 1, 1);

@@ -443,7 +443,6 @@ impl ReplicaState {
             self.log_outputs(outputs);
         }
         self.watch_wall_time();
-        self.heed_beats();
         self.step(Input::Tick);
         self.drive_membership();
         self.tell_generation();

@@ -185,6 +185,26 @@ fn a_node_that_was_stopped_suspects_nobody_when_it_wakes() {
     assert_eq!((view.outage.clone(), health(&view, 2)), (None, NodeHealth::Up));
 }
 
+#[test]
+fn a_new_life_is_news_and_that_it_has_settled_is_news_once() {
+    let mut bench = Bench::new();
+    let mut shown = bench.hear(&[0, 1], 5_000);
+    let mut news = Vec::new();
+    for number in 1..30 {
+        bench.now_ms += TICK_MS;
+        let mut again = beat(1, 2, bench.now_ms);
+        again.number = number;
+        bench.detector.on_beat(bench.now_ms, &again);
+        bench.detector.on_beat(bench.now_ms, &beat(0, 1, bench.now_ms));
+        let view = bench.detector.tick(bench.now_ms);
+        if !view.says_the_same_as(&shown) {
+            news.push((number, view.nodes[&node(1)].has_settled()));
+        }
+        shown = view;
+    }
+    assert_eq!(news, [(1, false), (BEATS_TO_SETTLE, true)]);
+}
+
 proptest! {
     /// Whatever happens, a node becomes gone only outside an outage, after `gone_after_ms` of
     /// real silence, and we never suspect ourselves.
