@@ -7,8 +7,9 @@ use std::{
 };
 
 use callboard_protocol::{
-    NodeId,
-    kernel::{KernelStatus, ReplicaRole},
+    KernelId, NodeId, ReplicaId,
+    kernel::{KernelStatus, ReplicaRole, ReplicaStatus},
+    node::Kill,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -27,6 +28,8 @@ use crate::{
 const ORDER: &str = "disk-faults";
 /// How long an order is left for the node to find: until its next write.
 const ORDER_WITHIN: Duration = Duration::from_secs(5);
+/// How long a node may take to answer an order.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
 /// How long a killed node may take to be started again.
 const RESTART_WITHIN: Duration = Duration::from_secs(30);
 /// How long a stopped process may take to stop.
@@ -43,6 +46,8 @@ pub struct Target {
     pub node: Option<NodeId>,
     /// A second node, if it strikes two.
     pub also: Option<NodeId>,
+    /// The replica it strikes, or on whose node it does.
+    pub replica: (KernelId, ReplicaId),
     /// The process it strikes.
     pub pid: u32,
     /// Where and how much a disk is damaged.
@@ -74,7 +79,7 @@ enum Undo {
 }
 
 impl Target {
-    /// Finds the victim of `fault` in the kernel's present state: the executor's node, the
+    /// Finds the victim of `fault` in `kernel`'s present state: the executor or its node, the
     /// leader's, the broker; another one than `not` if it is the second of two. `python` is the
     /// executor's Python process.
     ///
@@ -83,7 +88,7 @@ impl Target {
     pub async fn find(
         cluster: &Cluster,
         fault: Fault,
-        status: &KernelStatus,
+        (kernel, status): (KernelId, &KernelStatus),
         python: u32,
         not: Option<&NodeId>,
     ) -> Result<Self, ChaosError> {
@@ -92,7 +97,8 @@ impl Target {
             within_s: 0,
             detail: format!(": {status:?}"),
         };
-        let node = victim(fault, status, not).ok_or_else(missing)?;
+        let victim = victim(fault, status, not).ok_or_else(missing)?;
+        let (node, replica) = (victim.node.clone(), (kernel, victim.replica));
         let also = match fault {
             Fault::FullDiskMajority => {
                 let other = status.replicas.iter().find(|it| it.node != node);
@@ -111,7 +117,7 @@ impl Target {
                 (Some(node), pid)
             }
         };
-        Ok(Self { fault, node, also, pid, seed: 0 })
+        Ok(Self { fault, node, also, replica, pid, seed: 0 })
     }
 
     /// With another seed of damage.
@@ -159,6 +165,13 @@ impl Target {
             Fault::KillPython => {
                 signal(pid, Signal::SIGKILL)?;
                 (format!("SIGKILL to Python on {node} (pid {pid})"), Vec::new())
+            }
+            Fault::KillReplica => {
+                let (kernel, replica) = self.replica;
+                let control = cluster.client().control().with_patience(ASK_WITHIN);
+                let killed = control.kill(node, Kill::Replica { kernel, replica }).await;
+                killed.map_err(ChaosError::refused("kill a replica"))?;
+                (format!("the actor of replica {replica} on {node} killed"), Vec::new())
             }
             Fault::KillNode | Fault::KillLeaderNode | Fault::KillBroker => {
                 signal(pid, Signal::SIGKILL)?;
@@ -209,8 +222,12 @@ impl Target {
     }
 }
 
-/// Whose node it strikes.
-fn victim(fault: Fault, status: &KernelStatus, not: Option<&NodeId>) -> Option<NodeId> {
+/// Which replica it strikes, or that of which node.
+fn victim<'a>(
+    fault: Fault,
+    status: &'a KernelStatus,
+    not: Option<&NodeId>,
+) -> Option<&'a ReplicaStatus> {
     let executor = status.replicas.iter().find(|it| it.role == ReplicaRole::Executor);
     let leader = status.replicas.iter().find(|it| Some(it.replica) == status.raft_leader);
     let usual = if fault == Fault::KillLeaderNode { leader } else { executor }?;
@@ -218,10 +235,9 @@ fn victim(fault: Fault, status: &KernelStatus, not: Option<&NodeId>) -> Option<N
     let is_free =
         not != Some(&usual.node) || matches!(fault, Fault::KillPython | Fault::KillBroker);
     if is_free {
-        return Some(usual.node.clone());
+        return Some(usual);
     }
-    let other = status.replicas.iter().find(|it| Some(&it.node) != not)?;
-    Some(other.node.clone())
+    status.replicas.iter().find(|it| Some(&it.node) != not)
 }
 
 /// Leaves an order where the node's disk finds it, whole.

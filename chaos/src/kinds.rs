@@ -74,6 +74,8 @@ impl Moment {
 pub enum Fault {
     /// SIGKILL of the executor's Python process.
     KillPython,
+    /// The executor's replica actor is killed where it stands; its Python ends with it.
+    KillReplica,
     /// SIGKILL of the executor's node.
     KillNode,
     /// SIGKILL of the node of the Raft leader of the kernel's group.
@@ -116,8 +118,9 @@ impl Fault {
     ];
 
     /// Every one.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::KillPython,
+        Self::KillReplica,
         Self::KillNode,
         Self::KillLeaderNode,
         Self::KillBroker,
@@ -151,7 +154,7 @@ impl Fault {
         matches!(self, Self::FlipBits | Self::TruncateTail | Self::LoseDisk)
     }
 
-    /// Whether it can be the second of two: it strikes one node, the broker or Python.
+    /// Whether it can be the second of two: it strikes one node, one actor, the broker or Python.
     #[must_use]
     pub fn can_be_second(self) -> bool {
         self != Self::FullDiskMajority

@@ -116,14 +116,15 @@ impl Stage<'_> {
             sleep(IDLE_PAUSE).await;
         }
         let status = self.status(session).await?;
-        let target = Target::find(self.cluster, trial.fault, &status, python, None).await?;
+        let found = (session.kernel().id(), &status);
+        let target = Target::find(self.cluster, trial.fault, found, python, None).await?;
         let target = target.seeded(timings.damage_seed);
         let second = match trial.second {
             None => None,
             Some(fault) => {
                 let not = target.node.as_ref();
-                let found = Target::find(self.cluster, fault, &status, python, not).await?;
-                Some(found.seeded(timings.damage_seed.wrapping_add(1)))
+                let second = Target::find(self.cluster, fault, found, python, not).await?;
+                Some(second.seeded(timings.damage_seed.wrapping_add(1)))
             }
         };
         let (cell, struck) = self.strike(trial, &timings, session, &status, &target).await?;

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use callboard_policy::restart::{RestartPolicy, Strategy};
 use ractor::{
-    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent,
+    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, Signal, SupervisionEvent,
 };
 use tokio::sync::broadcast;
 
@@ -229,9 +229,9 @@ impl Actor for Supervisor {
                 children.on_exit(cell.get_id(), true, format!("failed: {failure}")).await?;
             }
             SupervisionEvent::ActorTerminated(cell, state, reason) => {
-                // ractor hands over the last state of an actor that stopped by itself, and none of
-                // one that was killed.
-                let killed = state.is_none();
+                // ractor hands over no last state of an actor that was killed while it started or
+                // stopped, and names the signal as the reason of any other that was.
+                let killed = state.is_none() || reason == Some(Signal::Kill.to_string());
                 let reason = reason.unwrap_or_else(|| "stopped by itself".to_owned());
                 children.on_exit(cell.get_id(), killed, reason).await?;
             }

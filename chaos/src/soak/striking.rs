@@ -67,7 +67,7 @@ async fn strike(shared: &Shared<'_>, rng: &mut StdRng) -> Result<String, ChaosEr
     let status = shared.cluster.client().kernel(kernel).show().await;
     let status = status.map_err(ChaosError::refused("look at a kernel"))?;
     let spared = Some(&shared.spared);
-    let target = Target::find(shared.cluster, fault, &status, python, spared).await?;
+    let target = Target::find(shared.cluster, fault, (kernel, &status), python, spared).await?;
     let struck = target.seeded(rng.random()).strike(shared.cluster).await?;
     let what = format!("{fault}: {}", struck.what);
     struck.heal(shared.cluster).await?;

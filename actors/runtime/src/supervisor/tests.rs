@@ -20,6 +20,8 @@ enum Msg {
     Panic,
     Finish,
     Hang,
+    KilledAtRest,
+    KilledAtWork,
 }
 
 /// What a set of workers did.
@@ -68,6 +70,14 @@ impl Actor for Worker {
                 Ok(())
             }
             Msg::Hang => std::future::pending().await,
+            Msg::KilledAtRest => {
+                myself.kill();
+                Ok(())
+            }
+            Msg::KilledAtWork => {
+                myself.kill();
+                std::future::pending().await
+            }
         }
     }
 
@@ -183,6 +193,23 @@ fn transient_and_temporary_children_end_as_agreed() {
         assert_eq!(states(&root).await, [("failing".to_owned(), ChildState::Running)]);
         assert!(matches!(dies.tell(Msg::Fail), Err(TellError::Stopped { reason, .. })
             if reason.contains("told to fail")));
+        root.stop().await;
+    });
+}
+
+#[test]
+fn a_transient_child_that_is_killed_is_started_again() {
+    Universe::run(20, |_| async {
+        let diary = Diary::default();
+        let (spec, address) = worker("a", Restart::Transient, &diary);
+        let root =
+            spawn_supervisor("root", SupervisorSettings::default(), vec![spec]).await.unwrap();
+        let mut events = root.events();
+        for death in [Msg::KilledAtRest, Msg::KilledAtWork] {
+            address.tell(death).unwrap();
+            until(&mut events, started("a")).await;
+            assert_eq!(states(&root).await, [("a".to_owned(), ChildState::Running)]);
+        }
         root.stop().await;
     });
 }

@@ -38,9 +38,14 @@ impl Ran {
 }
 
 fn binary() -> Command {
+    command(Path::new(env!("CARGO_BIN_EXE_callboard")))
+}
+
+/// A `callboard`, of whatever version.
+pub(crate) fn command(program: &Path) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     assert!(root.join(".venv/bin/python").exists(), "no Python environment: run `make setup`");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_callboard"));
+    let mut command = Command::new(program);
     command.env_remove("CALLBOARD_CONTEXT").env_remove("CALLBOARD_LOG");
     // How full the disk of the machine is that runs the tests must not matter.
     command.env("CALLBOARD_DISK_HIGH_WATER_PERCENT", "100");
@@ -118,6 +123,13 @@ impl Cluster {
         cluster
     }
 
+    /// The same, of another version.
+    pub(crate) fn start_of(program: &Path, args: &[&str]) -> Self {
+        let mut cluster = Self { directory: tempfile::tempdir().unwrap(), up: None };
+        cluster.up_of(program, args);
+        cluster
+    }
+
     /// The same, in a directory that users other than root can reach.
     pub(crate) fn start_reachable(args: &[&str]) -> Self {
         let mut cluster = Self { directory: tempfile::tempdir().unwrap(), up: None };
@@ -132,7 +144,12 @@ impl Cluster {
 
     /// Starts `up` and waits until it says that the cluster is ready.
     pub(crate) fn up(&mut self, args: &[&str]) {
-        let mut child = binary()
+        self.up_of(Path::new(env!("CARGO_BIN_EXE_callboard")), args);
+    }
+
+    /// The same, of another version.
+    pub(crate) fn up_of(&mut self, program: &Path, args: &[&str]) {
+        let mut child = command(program)
             .current_dir(self.directory.path())
             .args(["up", "--data", "data"])
             .args(args)
@@ -165,7 +182,7 @@ impl Cluster {
         run_in(self.directory.path(), &all)
     }
 
-    fn context(&self) -> PathBuf {
+    pub(crate) fn context(&self) -> PathBuf {
         self.data().join("credentials/operator.json")
     }
 
