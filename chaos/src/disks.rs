@@ -19,7 +19,7 @@ use nix::{
 use crate::error::ChaosError;
 
 /// Size of each, in bytes. Sparse: it takes what is written.
-const IMAGE_BYTES: u64 = 512 << 20;
+const IMAGE_BYTES: u64 = 1 << 30;
 /// What fills it.
 const BALLAST: &str = "ballast";
 /// Written one after the other until even the smallest does not fit.

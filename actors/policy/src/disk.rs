@@ -30,6 +30,20 @@ impl DiskLevel {
         self.used_percent() >= mark
     }
 
+    /// Whether chunks that nobody names are to go as soon as is safe: nothing much is free below the
+    /// mark.
+    #[must_use]
+    pub fn is_tight(&self, mark_percent: u8) -> bool {
+        u16::from(self.used_percent()) * 4 >= u16::from(mark_percent) * 3
+    }
+
+    /// Whether chunks of `bytes` may be written. They leave alone what is kept in reserve for the log,
+    /// also once that was given up: `held_bytes` of `reserve_bytes` are still set aside.
+    #[must_use]
+    pub fn has_room_for_chunks(&self, bytes: u64, held_bytes: u64, reserve_bytes: u64) -> bool {
+        self.free_bytes.saturating_add(held_bytes) >= bytes.saturating_add(reserve_bytes)
+    }
+
     /// Whether the reserve must be given up: what is free does not last.
     #[must_use]
     pub fn needs_reserve(&self, reserve_bytes: u64) -> bool {
@@ -58,6 +72,20 @@ mod tests {
         assert!(level(94, 6).is_high(true, 95));
         assert!(!level(92, 8).is_high(true, 95));
         assert_eq!(level(0, 0).used_percent(), 100, "a disk without room is full");
+    }
+
+    #[test]
+    fn a_disk_is_tight_from_three_quarters_of_its_mark() {
+        assert!(!level(71, 29).is_tight(95) && level(72, 28).is_tight(95));
+    }
+
+    #[test]
+    fn chunks_never_take_the_reserve_whether_it_is_held_or_given_up() {
+        assert!(level(0, 10).has_room_for_chunks(10, 64, 64));
+        assert!(!level(0, 9).has_room_for_chunks(10, 64, 64));
+        assert!(!level(0, 64).has_room_for_chunks(1, 0, 64), "the log's alone");
+        assert!(level(0, 65).has_room_for_chunks(1, 0, 64));
+        assert!(level(0, 1).has_room_for_chunks(1, 0, 0), "without a reserve the disk decides");
     }
 
     #[test]

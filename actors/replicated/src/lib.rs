@@ -21,12 +21,13 @@ pub mod wal;
 
 pub use chunks::{
     CHUNK_LENGTH_MAX, ChunkCounters, ChunkError, ChunkFaults, ChunkHold, ChunkId, ChunkPins,
-    ChunkStep, ChunkStore, ChunkStoreOptions, Collected, Holder, OwnerUsage, Waiting, Witness,
+    ChunkRoom, ChunkStep, ChunkStore, ChunkStoreOptions, Collected, GRACE_MIN, Holder, OwnerUsage,
+    RECEIPT_VALID, Waiting, Witness,
 };
 pub use disk::{Disk, RealDisk};
 pub use dormant::{Closed, Dormant, SleepNote};
 pub use faulty_disk::{FaultyDisk, KillProcess};
-pub use fetch::{ChunkArchive, ChunkExchange, ExchangeError, InMemory, RECEIPT_VALID};
+pub use fetch::{ChunkArchive, ChunkExchange, ExchangeError, InMemory};
 pub use group::{Group, GroupMetrics, MemberError, PROPOSE_DEADLINE, ReadError, Role};
 pub use machine::{Applied, Machine, Members};
 pub use options::{GroupOptions, OpenError, RaftTiming, ReplicatorOptions};

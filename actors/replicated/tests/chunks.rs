@@ -14,8 +14,8 @@ use std::{
 use bytes::Bytes;
 use callboard_protocol::{ClusterId, NodeId, OwnerId};
 use callboard_replicated::{
-    ChunkError, ChunkExchange, ChunkFaults, ChunkId, ChunkStep, ChunkStore, ChunkStoreOptions,
-    ExchangeError,
+    ChunkError, ChunkExchange, ChunkFaults, ChunkId, ChunkRoom, ChunkStep, ChunkStore,
+    ChunkStoreOptions, ExchangeError, GRACE_MIN,
 };
 use callboard_transport::{FaultPlan, MemoryNet};
 
@@ -94,6 +94,39 @@ async fn only_old_chunks_that_nothing_names_are_collected() {
     let collected = store.collect(&owner(), &named, Duration::ZERO).await.unwrap();
     assert_eq!((collected.chunks, collected.bytes), (1, 20));
     assert!(store.has(&owner(), live) && !store.has(&owner(), dead));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_former_life_left_goes_as_soon_as_is_safe_unless_somebody_put_it_again() {
+    let (directory, store) = store();
+    let dead = store.put(&owner(), pattern(10)).await.unwrap();
+    let again = store.put(&owner(), pattern(20)).await.unwrap();
+    let (none, hour) = (HashSet::new(), Duration::from_secs(3600));
+    drop(store);
+    let store = ChunkStore::open(directory.path()).unwrap();
+    tokio::time::advance(GRACE_MIN - Duration::from_secs(1)).await;
+    assert_eq!(
+        store.collect(&owner(), &none, hour).await.unwrap().chunks,
+        0,
+        "a receipt may count"
+    );
+    store.put(&owner(), pattern(20)).await.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(store.collect(&owner(), &none, hour).await.unwrap().chunks, 1);
+    assert!(store.has(&owner(), again) && !store.has(&owner(), dead));
+}
+
+#[tokio::test]
+async fn chunks_leave_alone_what_is_kept_for_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let room = ChunkRoom::new(|bytes| bytes <= 100);
+    let options = ChunkStoreOptions { room, ..Default::default() };
+    let store = ChunkStore::open_with(directory.path(), options).unwrap();
+    store.put(&owner(), pattern(100)).await.unwrap();
+    let error = store.put(&owner(), pattern(101)).await.unwrap_err();
+    assert!(matches!(error, ChunkError::Full { .. }), "{error}");
+    let files = std::fs::read_dir(directory.path().join(owner().as_str())).unwrap().count();
+    assert_eq!(files, 1, "nothing is left of it");
 }
 
 #[tokio::test]
@@ -376,14 +409,15 @@ async fn what_a_sender_that_left_off_brought_is_not_fetched_again() {
         let (owner, wanted) = (owner(), ids(&chunks));
         tokio::spawn(async move { sender.push(&node("to"), &owner, &wanted).await })
     };
-    while to.counters().received_bytes.load(Relaxed) < 100 * 50_000 {
+    while to.counters().received_bytes.load(Relaxed) < 150 * 50_000 {
         tokio::task::yield_now().await;
     }
     pushing.abort();
     receiver.pull(&[node("from")], &owner(), &ids(&chunks)).await.unwrap();
     assert!(to.missing(&owner(), &ids(&chunks)).is_empty());
     let received = to.counters().received_bytes.load(Relaxed);
-    assert!(received < 260 * 50_000, "of 200 chunks {} were sent", received / 50_000);
+    // What was on its way when the sender left off may be asked for again: four messages at most.
+    assert!(received < 300 * 50_000, "of 200 chunks {} were sent", received / 50_000);
 }
 
 #[tokio::test]

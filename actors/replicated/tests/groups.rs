@@ -6,7 +6,7 @@ mod common;
 use std::{collections::BTreeSet, time::Duration};
 
 use callboard_protocol::ReplicaId;
-use callboard_replicated::{Applied, OpenError, ProposeError, Role};
+use callboard_replicated::{Applied, GroupOptions, Machine, OpenError, ProposeError, Role};
 use common::{Cluster, Put, group_id, node_id, simulate};
 
 async fn put(cluster: &Cluster, replica: u64, numbers: std::ops::Range<u64>) {
@@ -246,5 +246,58 @@ fn a_group_opened_twice_is_refused_and_one_that_was_shut_down_opens_again() {
             replicator.open_group(group_id(), ReplicaId(1), options()).await.unwrap();
         group.propose(Put(3, Vec::new())).await.unwrap();
         assert_eq!(group.read(|journal| journal.numbers.len()), 4);
+    });
+}
+
+/// Of an earlier version, which knows small numbers only.
+#[derive(Debug, Default)]
+struct Earlier(usize);
+
+impl Machine for Earlier {
+    type Command = (u8, Vec<u8>);
+    type Output = usize;
+
+    fn apply(&mut self, _index: u64, _command: Self::Command) -> usize {
+        self.0 += 1;
+        self.0
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(_: &[u8]) -> Result<Self, String> {
+        Err("it has none".to_owned())
+    }
+}
+
+#[test]
+fn an_entry_of_a_newer_version_stops_an_older_member_alone_and_is_there_after_its_upgrade() {
+    simulate(21, async {
+        let mut cluster = Cluster::new(21, 3, true);
+        for replica in [1, 2] {
+            cluster.start(replica).await;
+        }
+        let leader = cluster.leader().await;
+        let older = cluster.replicator(3).await;
+        let mut options = GroupOptions::new(Earlier::default());
+        options.found = Some((1..=3).map(|id| (ReplicaId(id), node_id(id))).collect());
+        let (group, mut events) =
+            older.open_group(group_id(), ReplicaId(3), options).await.unwrap();
+        tokio::spawn(async move { while events.recv().await.is_some() {} });
+        put(&cluster, leader, 0..10).await;
+        let mut metrics = group.metrics();
+        metrics.wait_for(|now| now.applied >= Some(10)).await.unwrap();
+        put(&cluster, leader, 1_000..1_010).await;
+        metrics.wait_for(|now| !now.running).await.unwrap();
+        assert_eq!(group.read(|machine| machine.0), 10, "what it knows is applied, and no more");
+        put(&cluster, leader, 2_000..2_010).await;
+
+        older.crash();
+        cluster.net.disconnect(node_id(3).as_str());
+        group.shutdown().await;
+        cluster.start(3).await;
+        cluster.settle().await;
+        assert_eq!(cluster.numbers(3).len(), 30);
     });
 }

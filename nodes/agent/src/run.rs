@@ -17,8 +17,8 @@ use callboard_policy::{
 };
 use callboard_protocol::{NodeId, control::KernelLimits, environment::Environment};
 use callboard_replicated::{
-    ChunkArchive, ChunkExchange, ChunkStore, ChunkStoreOptions, Disk, FaultyDisk, KillProcess,
-    RealDisk, ReplicatorOptions,
+    ChunkArchive, ChunkExchange, ChunkRoom, ChunkStore, ChunkStoreOptions, Disk, FaultyDisk,
+    KillProcess, RealDisk, ReplicatorOptions,
 };
 use callboard_transport::{ConnectError, Credentials, Lanes, NatsBus, NatsOptions};
 use nix::{
@@ -269,7 +269,9 @@ async fn open_storage(
     lanes: &Lanes,
 ) -> Result<(Storage, ChunkExchange), NodeError> {
     let owner_quota_bytes = options.storage.owner_quota_bytes;
-    let chunk_options = ChunkStoreOptions { owner_quota_bytes, ..ChunkStoreOptions::default() };
+    let room = chunk_room(root.to_owned(), Arc::clone(reserve));
+    let chunk_options =
+        ChunkStoreOptions { owner_quota_bytes, room, ..ChunkStoreOptions::default() };
     let chunks = ChunkStore::open_with(&root.join("chunks"), chunk_options)?;
     let (held, reserve) = (chunks.clone(), Arc::clone(reserve));
     let storage = Storage::new(held, root.to_owned(), reserve, options.storage.clone());
@@ -285,6 +287,11 @@ async fn open_storage(
     )
     .await?;
     Ok((storage, exchange))
+}
+
+/// Chunks leave alone what is set aside for the log.
+fn chunk_room(root: PathBuf, reserve: Arc<Reserve>) -> ChunkRoom {
+    ChunkRoom::new(move |bytes| reserve.has_room_for_chunks(&root, bytes))
 }
 
 /// The disk that log and snapshots are on.

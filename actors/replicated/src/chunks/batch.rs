@@ -147,7 +147,8 @@ impl ChunkStore {
         }
         let number = self.inner.temporaries.fetch_add(1, Ordering::Relaxed);
         let temporary = directory.join(format!("{TEMPORARY}{number}-{id}"));
-        files::write(&self.inner.options.faults, &temporary, bytes)?;
+        let options = &self.inner.options;
+        files::write((&options.room, &options.faults), &temporary, bytes)?;
         Ok(Staged { id, length: bytes.len() as u64, temporary })
     }
 

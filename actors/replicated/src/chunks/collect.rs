@@ -3,22 +3,28 @@
 use std::{collections::HashSet, sync::atomic::Ordering, time::Duration};
 
 use callboard_protocol::OwnerId;
-use tokio::time::Instant;
 
 use super::{
     error::ChunkError,
     id::ChunkId,
+    index::Patience,
     pins::{ChunkPins, Waiting},
     store::{ChunkStore, Collected, QUARANTINE, blocking, remove_file},
 };
 
+/// How long a receipt for chunks counts: the receiver keeps them for its grace period, which is
+/// longer by all the time that their manifest may take into the log.
+pub const RECEIPT_VALID: Duration = Duration::from_secs(20);
+/// The shortest grace period for chunks that somebody may have been promised.
+pub const GRACE_MIN: Duration = RECEIPT_VALID.saturating_mul(3);
+
 impl ChunkStore {
     /// The owner's chunks that nobody put or was promised within `grace`, and nothing under way
-    /// needs.
+    /// needs. Of what a former life of the node put or promised, `grace` is [`GRACE_MIN`] at most.
     #[must_use]
     pub fn idle(&self, owner: &OwnerId, grace: Duration) -> Vec<ChunkId> {
-        let Some(before) = Instant::now().checked_sub(grace) else { return Vec::new() };
-        self.index().owners.get(owner).map(|it| it.idle(before)).unwrap_or_default()
+        let patience = Patience::from_now(grace);
+        self.index().owners.get(owner).map(|it| it.idle(patience)).unwrap_or_default()
     }
 
     /// Removes those of `ids` that are still idle for `grace`: the caller knows that nothing names
@@ -32,9 +38,7 @@ impl ChunkStore {
         ids: Vec<ChunkId>,
         grace: Duration,
     ) -> Result<Collected, ChunkError> {
-        let Some(before) = Instant::now().checked_sub(grace) else {
-            return Ok(Collected::default());
-        };
+        let patience = Patience::from_now(grace);
         let (store, owner) = (self.clone(), owner.clone());
         blocking(move || {
             let mut collected = Collected::default();
@@ -42,7 +46,7 @@ impl ChunkStore {
                 // Under the lock, so that nobody is promised a chunk between look and removal.
                 let mut index = store.index();
                 let of_owner = index.owner(&owner);
-                if !of_owner.is_idle(id, before) {
+                if !of_owner.is_idle(id, patience) {
                     continue;
                 }
                 let path = store.path(&owner, id);
@@ -50,7 +54,7 @@ impl ChunkStore {
                 collected.bytes += of_owner.remove(id).map_or(0, |entry| entry.length);
                 collected.chunks += 1;
             }
-            store.remove_damaged(&owner, before)?;
+            store.remove_damaged(&owner, patience)?;
             let counters = store.counters();
             counters.collected_chunks.fetch_add(collected.chunks, Ordering::Relaxed);
             counters.collected_bytes.fetch_add(collected.bytes, Ordering::Relaxed);
@@ -59,11 +63,14 @@ impl ChunkStore {
         .await
     }
 
-    fn remove_damaged(&self, owner: &OwnerId, before: Instant) -> Result<(), ChunkError> {
+    fn remove_damaged(&self, owner: &OwnerId, patience: Patience) -> Result<(), ChunkError> {
         let mut index = self.index();
         let damaged = &mut index.owner(owner).damaged;
-        let old: Vec<_> =
-            damaged.iter().filter(|(_, it)| it.since <= before).map(|(id, _)| *id).collect();
+        let old: Vec<_> = damaged
+            .iter()
+            .filter(|(_, it)| patience.is_over(it.since))
+            .map(|(id, _)| *id)
+            .collect();
         for id in old {
             let path = self.owner_directory(owner).join(format!("{QUARANTINE}{id}"));
             remove_file(&path)?;

@@ -56,6 +56,31 @@ impl fmt::Debug for ChunkFaults {
     }
 }
 
+type Room = dyn Fn(u64) -> bool + Send + Sync;
+
+/// Whether there is room for more chunks. A disk is full for chunks before it is full: they are most
+/// of what lies on it, and the log must go on.
+#[derive(Clone, Default)]
+pub struct ChunkRoom(Option<Arc<Room>>);
+
+impl ChunkRoom {
+    /// Asks `is_there` before every write, with the bytes to be written. Otherwise the disk decides.
+    pub fn new(is_there: impl Fn(u64) -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(is_there)))
+    }
+
+    fn check(&self, bytes: &[u8]) -> io::Result<()> {
+        let is_there = self.0.as_ref().is_none_or(|is_there| is_there(bytes.len() as u64));
+        if is_there { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    }
+}
+
+impl fmt::Debug for ChunkRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "ChunkRoom(limited)" } else { "ChunkRoom(the disk's)" })
+    }
+}
+
 /// What a refusal of the disk means.
 pub(super) fn failed<'a>(
     what: &'static str,
@@ -84,8 +109,13 @@ pub(super) fn names(directory: &Path) -> Result<Vec<String>, ChunkError> {
 }
 
 /// Writes a new file; what was written of it is removed if that fails.
-pub(super) fn write(faults: &ChunkFaults, path: &Path, bytes: &[u8]) -> Result<(), ChunkError> {
+pub(super) fn write(
+    (room, faults): (&ChunkRoom, &ChunkFaults),
+    path: &Path,
+    bytes: &[u8],
+) -> Result<(), ChunkError> {
     let write = || {
+        room.check(bytes)?;
         faults.check(ChunkStep::Write)?;
         fs::write(path, bytes)
     };

@@ -2,19 +2,49 @@
 //!
 //! Pure bookkeeping: no file is touched here, and time is an argument.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use callboard_protocol::OwnerId;
 use tokio::time::Instant;
 
-use super::id::ChunkId;
+use super::{collect::GRACE_MIN, id::ChunkId};
 
 /// A chunk that is there.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub length: u64,
-    /// When somebody last put it or was told that it is here, in this life of the node.
+    /// When somebody last put it or was told that it is here, in this life of the node; when it was
+    /// found at its start, if nobody did.
     pub touched: Instant,
+    /// Whether it was found at the start and nobody has put it or was told of it since.
+    pub is_inherited: bool,
+}
+
+/// How long chunks are kept that nobody names.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    pub now: Instant,
+    /// After somebody put them or was told of them.
+    pub grace: Duration,
+}
+
+impl Patience {
+    pub(super) fn from_now(grace: Duration) -> Self {
+        Self { now: Instant::now(), grace }
+    }
+
+    pub(super) fn is_over(&self, since: Instant) -> bool {
+        self.now.saturating_duration_since(since) >= self.grace
+    }
+
+    /// What a former life of the node promised counts for no longer than any receipt.
+    fn is_over_for(&self, entry: &Entry) -> bool {
+        let grace = if entry.is_inherited { self.grace.min(GRACE_MIN) } else { self.grace };
+        Self { grace, ..*self }.is_over(entry.touched)
+    }
 }
 
 /// A chunk that was found damaged and set aside.
@@ -43,7 +73,15 @@ impl OwnerIndex {
         if let Some(damage) = self.damaged.get_mut(&id) {
             damage.is_repaired = true;
         }
-        self.chunks.insert(id, Entry { length, touched: now });
+        self.chunks.insert(id, Entry { length, touched: now, is_inherited: false });
+    }
+
+    /// It lies here since a former life of the node.
+    pub(super) fn inherit(&mut self, id: ChunkId, length: u64, now: Instant) {
+        self.insert(id, length, now);
+        if let Some(entry) = self.chunks.get_mut(&id) {
+            entry.is_inherited = true;
+        }
     }
 
     pub(super) fn remove(&mut self, id: ChunkId) -> Option<Entry> {
@@ -53,8 +91,10 @@ impl OwnerIndex {
     }
 
     pub(super) fn touch(&mut self, id: ChunkId, now: Instant) -> bool {
-        let entry = self.chunks.get_mut(&id);
-        entry.map(|entry| entry.touched = now).is_some()
+        let Some(entry) = self.chunks.get_mut(&id) else { return false };
+        entry.touched = now;
+        entry.is_inherited = false;
+        true
     }
 
     pub(super) fn hold(&mut self, id: ChunkId) {
@@ -70,15 +110,15 @@ impl OwnerIndex {
         }
     }
 
-    /// Whether nobody touched the chunk since `before` and nothing under way needs it.
-    pub(super) fn is_idle(&self, id: ChunkId, before: Instant) -> bool {
+    /// Whether nobody has touched the chunk for long enough and nothing under way needs it.
+    pub(super) fn is_idle(&self, id: ChunkId, patience: Patience) -> bool {
         let entry = self.chunks.get(&id);
-        entry.is_some_and(|entry| entry.touched <= before) && !self.holds.contains_key(&id)
+        entry.is_some_and(|entry| patience.is_over_for(entry)) && !self.holds.contains_key(&id)
     }
 
-    /// Chunks that are idle since `before`.
-    pub(super) fn idle(&self, before: Instant) -> Vec<ChunkId> {
-        self.chunks.keys().copied().filter(|id| self.is_idle(*id, before)).collect()
+    /// Chunks that are.
+    pub(super) fn idle(&self, patience: Patience) -> Vec<ChunkId> {
+        self.chunks.keys().copied().filter(|id| self.is_idle(*id, patience)).collect()
     }
 }
 

@@ -14,8 +14,9 @@ mod pins;
 mod store;
 
 pub(crate) use batch::Staged;
+pub use collect::{GRACE_MIN, RECEIPT_VALID};
 pub use error::ChunkError;
-pub use files::{ChunkFaults, ChunkStep};
+pub use files::{ChunkFaults, ChunkRoom, ChunkStep};
 pub use id::{ChunkId, ChunkIdError};
 pub use pins::{ChunkPins, Holder, Waiting, Witness};
 pub use store::{

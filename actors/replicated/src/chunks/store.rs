@@ -20,7 +20,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     error::ChunkError,
-    files::{self, ChunkFaults, ChunkStep, failed},
+    files::{self, ChunkFaults, ChunkRoom, ChunkStep, failed},
     format,
     id::ChunkId,
     index::{Damage, Index},
@@ -84,6 +84,8 @@ pub struct ChunkStoreOptions {
     /// Bytes that one owner may store from this node's kernels; 0 for no limit. What other nodes
     /// send is not counted against it: they have checked.
     pub owner_quota_bytes: u64,
+    /// Where chunks must leave room for others.
+    pub room: ChunkRoom,
     /// Steps that fail, for tests.
     pub faults: ChunkFaults,
 }
@@ -361,7 +363,7 @@ fn scan(directory: &Path, owner: &OwnerId, index: &mut Index) -> Result<(), Chun
             of_owner.damaged.insert(id, Damage { since: now, is_repaired: false });
         } else if let Ok(id) = name.parse() {
             let length = fs::metadata(&path).map_err(failed("look at", &path))?.len();
-            of_owner.insert(id, length, now);
+            of_owner.inherit(id, length, now);
         }
     }
     Ok(())

@@ -33,9 +33,6 @@ use crate::{
     raft::types::{decode, encode},
 };
 
-/// How long a receipt for chunks counts: the receiver keeps them for its grace period, which is
-/// longer by all the time that their manifest may take into the log.
-pub const RECEIPT_VALID: Duration = Duration::from_secs(20);
 /// How long one message may take to be answered.
 const PIECE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a batch may take to become durable: a slow disk writes some hundred MiB in it.

@@ -222,8 +222,15 @@ impl<M: Machine> Replica<M> {
         let mut outputs = Vec::with_capacity(batch.commands.len());
         for bytes in &batch.commands {
             state.bytes_since_snapshot += bytes.len() as u64;
-            let command: M::Command =
-                decode(bytes).map_err(|error| StorageIOError::apply(log_id, &error))?;
+            let command: M::Command = decode(bytes).map_err(|error| {
+                let (group, index) = (&self.log.group, log_id.index);
+                tracing::error!(
+                    %group, index, %error,
+                    "this version cannot read an entry of the log, which a newer callboard wrote: \
+                     start this node with that version; nothing is lost"
+                );
+                StorageIOError::apply(log_id, &error)
+            })?;
             let output = state.machine.apply(log_id.index, command.clone());
             outputs.push(output.clone());
             let index = log_id.index;

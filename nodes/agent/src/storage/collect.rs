@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use callboard_protocol::{OwnerId, storage::Purged};
-use callboard_replicated::{ChunkError, ChunkId, RECEIPT_VALID};
+use callboard_replicated::{ChunkError, ChunkId, GRACE_MIN, RECEIPT_VALID};
 
 use super::Storage;
 
@@ -15,8 +15,10 @@ const ROUND_CHUNKS_MAX: usize = 4096;
 pub(super) async fn collect(storage: &Storage) -> Result<Option<String>, ChunkError> {
     let Storage { chunks, pins, options, .. } = storage;
     let mut waits = None;
+    let is_tight = storage.is_tight();
+    let grace = if is_tight { options.chunk_grace.min(GRACE_MIN) } else { options.chunk_grace };
     for usage in chunks.usage() {
-        let (owner, grace) = (&usage.owner, options.chunk_grace);
+        let owner = &usage.owner;
         match chunks.collect_unnamed(pins, owner, grace, ROUND_CHUNKS_MAX).await? {
             Ok(gone) if gone.chunks > 0 => {
                 tracing::info!(%owner, chunks = gone.chunks, bytes = gone.bytes, "collected");

@@ -12,6 +12,7 @@ mod scrub;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use callboard_policy::disk::DiskLevel;
 use callboard_replicated::{ChunkPins, ChunkStore};
 use tokio::sync::watch;
 
@@ -95,6 +96,14 @@ impl Storage {
     #[must_use]
     pub fn with_archive(self, archive: Option<Arc<ObjectArchive>>) -> Self {
         Self { archive, ..self }
+    }
+
+    /// Whether garbage is to go as soon as is safe.
+    pub(crate) fn is_tight(&self) -> bool {
+        let now = self.level.borrow();
+        let (used_bytes, free_bytes) = (now.used_bytes, now.free_bytes);
+        let level = DiskLevel { used_bytes, free_bytes };
+        level.is_tight(self.options.disk_high_water_percent)
     }
 
     /// Why no new cells are taken, if so.

@@ -81,6 +81,14 @@ impl Reserve {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether chunks of `bytes` may be written to the file system of `root`; if it does not say how
+    /// full it is, the write will tell.
+    #[must_use]
+    pub fn has_room_for_chunks(&self, root: &Path, bytes: u64) -> bool {
+        let now = level(root);
+        now.map_or(true, |now| now.has_room_for_chunks(bytes, self.held_bytes(), self.bytes))
+    }
+
     /// Gives it up. Returns whether there was one.
     pub fn release(&self) -> bool {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
