@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use callboard_protocol::KernelId;
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use rand::{
+    Rng as _, SeedableRng as _,
+    rngs::StdRng,
+    seq::{IndexedRandom as _, SliceRandom as _},
+};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Shared;
@@ -57,22 +61,37 @@ pub(super) async fn strike_on(shared: &Shared<'_>, every: Duration) -> Vec<Blow>
 async fn strike(shared: &Shared<'_>, rng: &mut StdRng) -> Result<String, ChaosError> {
     let nobody =
         || ChaosError::TooSlow { what: "a kernel to strike", within_s: 0, detail: String::new() };
-    let kernels = shared.kernels();
-    let (kernel, python) = *kernels.choose(rng).ok_or_else(nobody)?;
+    let mut kernels = shared.kernels();
+    kernels.shuffle(rng);
     let mut fault = *shared.faults.choose(rng).ok_or_else(nobody)?;
     if fault.destroys() && !settled(shared, &kernels).await {
         // A second disk must not go before the first one's replicas are elsewhere.
         fault = Fault::KillNode;
     }
-    let status = shared.cluster.client().kernel(kernel).show().await;
-    let status = status.map_err(ChaosError::refused("look at a kernel"))?;
-    let spared = Some(&shared.spared);
-    let target = Target::find(shared.cluster, fault, (kernel, &status), python, spared).await?;
-    let struck = target.seeded(rng.random()).strike(shared.cluster).await?;
+    // One may have no executor or no Python just now: then the next one.
+    let mut target = Err(nobody());
+    for of in &kernels {
+        target = aim(shared, fault, *of).await;
+        if target.is_ok() {
+            break;
+        }
+    }
+    let struck = target?.seeded(rng.random()).strike(shared.cluster).await?;
     let what = format!("{fault}: {}", struck.what);
     struck.heal(shared.cluster).await?;
     shared.cluster.all_up(WHOLE_WITHIN).await?;
     Ok(what)
+}
+
+async fn aim(
+    shared: &Shared<'_>,
+    fault: Fault,
+    (kernel, python): (KernelId, u32),
+) -> Result<Target, ChaosError> {
+    let status = shared.cluster.client().kernel(kernel).show().await;
+    let status = status.map_err(ChaosError::refused("look at a kernel"))?;
+    let spared = Some(&shared.spared);
+    Target::find(shared.cluster, fault, (kernel, &status), python, spared).await
 }
 
 /// Whether every kernel has all its members where they belong, soon.

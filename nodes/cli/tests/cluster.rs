@@ -13,7 +13,7 @@ mod support;
 
 use std::path::Path;
 
-use support::{Cluster, Ran};
+use support::{Cluster, Ran, wait_until};
 
 fn executor_node(cluster: &Cluster) -> String {
     support::executor_node(cluster, "k")
@@ -200,6 +200,38 @@ fn a_flipped_bit_in_the_log_is_found_and_the_replica_rebuilt() {
         cluster.exec("k", "x7, x19").prints("(7, 19)\n");
         cluster.wait_whole("k");
     }
+}
+
+#[test]
+fn a_kernel_that_lost_most_of_its_disks_goes_on_with_the_last_one() {
+    let mut cluster = Cluster::start(&["--nodes", "5"]);
+    cluster.start_kernel("k");
+    cluster.exec("k", "import numpy as np; big = np.arange(300_000); x = 1").prints("");
+    cluster.exec("k", "x += 1").prints("");
+    cluster.wait_whole("k");
+    let shown = cluster.show("k");
+    let member = |r: &serde_json::Value| {
+        (r["replica"].as_u64().unwrap(), r["node"].as_str().unwrap().to_owned())
+    };
+    let members: Vec<_> =
+        shown["status"]["replicas"].as_array().unwrap().iter().map(member).collect();
+    cluster.kill_everything();
+    for (_, node) in &members[..2] {
+        std::fs::remove_dir_all(cluster.data().join("nodes").join(node)).unwrap();
+    }
+    cluster.up(&[]);
+    let lost =
+        cluster.run(&["kernel", "recover", "k", "--from", &members[0].0.to_string(), "--yes"]);
+    assert_ne!(lost.code, 0, "a lost replica is no survivor: {lost:?}");
+    let from = members[2].0.to_string();
+    wait_until("the kernel is recovered", || {
+        cluster.run(&["kernel", "recover", "k", "--from", &from, "--yes"]).code == 0
+    });
+    cluster.exec("k", "x, int(big[-1])").prints("(2, 299999)\n");
+    cluster.wait_whole("k");
+    let executor = executor_node(&cluster);
+    cluster.kill_node(&executor);
+    cluster.exec("k", "x").prints("2\n");
 }
 
 #[test]
