@@ -3,16 +3,14 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use async_trait::async_trait;
 use callboard_chaos::{
     ChaosError, Plan, Profile, RunOptions, figures::Figures, run::parent_default,
 };
-use clap::{Parser, ValueEnum};
+use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    Bench,
-    options::{Options, parse},
+    options::Options,
     report::{Bar, Figure, Machine, Report},
 };
 use crate::{
@@ -23,13 +21,12 @@ use crate::{
     python::find_python,
 };
 
-/// The bench.
-#[derive(Debug)]
-pub struct Chaos;
+/// How long it takes on a small machine.
+pub const TAKES: Duration = Duration::from_secs(20 * 60);
 
-#[derive(Debug, Parser)]
-#[command(about = "Faults at named moments; an independent checker looks for what was lost")]
-struct ChaosArgs {
+/// Arguments of the bench.
+#[derive(Debug, Args)]
+pub struct ChaosArgs {
     #[command(flatten)]
     options: Options,
     /// How many trials; 60, or 200 in the endurance profile. In the basic profile 36 walk every
@@ -68,30 +65,12 @@ impl From<ProfileName> for Profile {
     }
 }
 
-#[async_trait]
-impl Bench for Chaos {
-    fn name(&self) -> &'static str {
-        "chaos"
-    }
-
-    fn about(&self) -> &'static str {
-        "Faults at named moments; an independent checker looks for what was lost"
-    }
-
-    fn duration(&self) -> Duration {
-        Duration::from_secs(20 * 60)
-    }
-
-    async fn run(&self, context: &Context, args: &[String]) -> Outcome {
-        match parse::<ChaosArgs>(self.name(), args)? {
-            Some(args) => measure(context, args).await,
-            None => Ok(Exit::Ok),
-        }
-    }
-}
-
-async fn measure(context: &Context, args: ChaosArgs) -> Outcome {
-    let plan = plan(&args)?;
+/// Measures.
+///
+/// # Errors
+/// A [`Failure`] if something is missing on this machine, or a side could not be measured.
+pub async fn run(context: &Context, args: &ChaosArgs) -> Outcome {
+    let plan = plan(args)?;
     let options = RunOptions {
         config: config(plan.profile),
         program: std::env::current_exe()?,
@@ -100,7 +79,7 @@ async fn measure(context: &Context, args: ChaosArgs) -> Outcome {
         only: args.only.clone(),
         parent: args.options.dir.clone().unwrap_or_else(parent_default),
         keep: args.keep,
-        command: command(&args),
+        command: command(args),
     };
     let fail = |error| Failure::environment(format!("cannot listen for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(fail)?;
@@ -132,7 +111,7 @@ async fn measure(context: &Context, args: ChaosArgs) -> Outcome {
         machine: Machine::here(),
         figures: figures(&run.figures, options.plan.profile),
     };
-    let exit = report.print(args.options.printer(context))?;
+    let exit = report.print(context.printer)?;
     Ok(if run.is_ok() { exit } else { Exit::Failed })
 }
 

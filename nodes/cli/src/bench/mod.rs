@@ -15,13 +15,13 @@ pub mod stats;
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use self::options::interruptible;
 use crate::{
     context::Context,
-    exit::{Exit, Failure, Outcome},
+    exit::{Exit, Outcome},
     output::table,
 };
 
@@ -38,67 +38,90 @@ pub struct BenchArgs {
 pub enum BenchVerb {
     /// List the benches.
     List,
-    /// Run a bench, by its name.
-    #[command(external_subcommand)]
-    Run(Vec<String>),
+    /// Round trip of a cell against plain ZeroMQ and Jupyter Kernel Gateway.
+    Cells(cells::CellsArgs),
+    /// Faults at named moments; an independent checker looks for what was lost.
+    Chaos(chaos::ChaosArgs),
+    /// What kernels cost that nobody uses, and whether all of them answer.
+    Idle(idle::IdleArgs),
+    /// Notebooks that lose their machines between cells, against plain ipykernel.
+    Notebooks(notebooks::NotebooksArgs),
+    /// Users and faults for half an hour; memory and disk must stay flat.
+    Soak(soak::SoakArgs),
+    /// Bursts of ten kernels to their first result, against plain ipykernel.
+    Start(start::StartArgs),
+    /// Python sessions, each failed over and checked on another replica.
+    State(state::StateArgs),
 }
 
-/// A measurement.
-#[async_trait]
-pub trait Bench: Send + Sync {
-    /// Its name on the command line.
-    fn name(&self) -> &'static str;
-    /// What it measures, in a sentence.
-    fn about(&self) -> &'static str;
-    /// How long it takes on a small machine.
-    fn duration(&self) -> Duration;
-    /// Measures. `args` is what stood after the name.
-    async fn run(&self, context: &Context, args: &[String]) -> Outcome;
-}
-
-/// Every bench of this build.
-fn registry() -> Vec<Box<dyn Bench>> {
-    vec![
-        Box::new(cells::Cells),
-        Box::new(chaos::Chaos),
-        Box::new(notebooks::Notebooks),
-        Box::new(soak::Soak),
-        Box::new(idle::Idle),
-        Box::new(start::Start),
-        Box::new(state::State),
-    ]
+/// How long a bench takes on a small machine.
+fn takes(bench: &str) -> Option<Duration> {
+    Some(match bench {
+        "cells" => cells::TAKES,
+        "chaos" => chaos::TAKES,
+        "idle" => idle::TAKES,
+        "notebooks" => notebooks::TAKES,
+        "soak" => soak::TAKES,
+        "start" => start::TAKES,
+        "state" => state::TAKES,
+        _ => return None,
+    })
 }
 
 /// Runs a verb.
 ///
 /// # Errors
-/// A [`Failure`] if there is no such bench, or what the bench says.
+/// What the bench says.
 pub async fn run(context: &Context, args: BenchArgs) -> Outcome {
-    let benches = registry();
     match args.verb {
-        BenchVerb::List => list(context, &benches),
-        BenchVerb::Run(words) => {
-            let (name, rest) = words.split_first().map_or(("", &[][..]), |(n, r)| (n.as_str(), r));
-            let Some(bench) = benches.iter().find(|bench| bench.name() == name) else {
-                let text = format!("there is no bench '{name}'; see `callboard bench list`");
-                return Err(Failure::usage(text));
-            };
-            bench.run(context, rest).await
-        }
+        BenchVerb::List => list(context),
+        BenchVerb::Cells(args) => interruptible(cells::run(context, &args)).await,
+        // These two stop in order by themselves.
+        BenchVerb::Chaos(args) => chaos::run(context, &args).await,
+        BenchVerb::Soak(args) => soak::run(context, &args).await,
+        BenchVerb::Idle(args) => interruptible(idle::run(context, &args)).await,
+        BenchVerb::Notebooks(args) => interruptible(notebooks::run(context, &args)).await,
+        BenchVerb::Start(args) => interruptible(start::run(context, &args)).await,
+        BenchVerb::State(args) => interruptible(state::run(context, &args)).await,
     }
 }
 
-fn list(context: &Context, benches: &[Box<dyn Bench>]) -> Outcome {
+/// Name, duration and description of every bench.
+fn all() -> Vec<(String, Duration, String)> {
+    let command = BenchVerb::augment_subcommands(clap::Command::new("bench"));
+    let describe = |bench: &clap::Command| {
+        let about = bench.get_about().map(ToString::to_string).unwrap_or_default();
+        Some((bench.get_name().to_owned(), takes(bench.get_name())?, about))
+    };
+    command.get_subcommands().filter_map(describe).collect()
+}
+
+fn list(context: &Context) -> Outcome {
+    let benches = all();
     let entries: Vec<_> = benches
         .iter()
-        .map(|b| json!({ "name": b.name(), "about": b.about(), "duration_s": b.duration().as_secs() }))
+        .map(|(name, takes, about)| {
+            json!({ "name": name, "about": about, "duration_s": takes.as_secs() })
+        })
         .collect();
     context.printer.data(&json!({ "benches": entries }), |_| {
-        let row = |bench: &dyn Bench| {
-            let seconds = format!("{} s", bench.duration().as_secs());
-            vec![bench.name().to_owned(), seconds, bench.about().to_owned()]
+        let row = |(name, takes, about): &(String, Duration, String)| {
+            vec![name.clone(), format!("{} s", takes.as_secs()), about.clone()]
         };
-        table(&["bench", "takes", "measures"], benches.iter().map(|bench| row(bench.as_ref())))
+        table(&["bench", "takes", "measures"], benches.iter().map(row))
     })?;
     Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bench_is_listed_with_how_long_it_takes_and_what_it_measures() {
+        let command = BenchVerb::augment_subcommands(clap::Command::new("bench"));
+        let listed = all();
+        assert_eq!(listed.len() + 1, command.get_subcommands().count(), "all but `list` itself");
+        assert!(listed.iter().all(|(_, _, about)| !about.is_empty()));
+    }
 }

@@ -3,18 +3,16 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use callboard_chaos::{
     run::parent_default,
     soak::{SoakOptions, SoakReport, soak},
 };
-use clap::Parser;
+use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    Bench,
     chaos::failure,
-    options::{Options, parse},
+    options::Options,
     report::{Bar, Figure, Machine, Report},
 };
 use crate::{
@@ -33,13 +31,12 @@ const LOG_SEGMENT_MB: i64 = 1;
 /// Seconds without a cell after which kernels hibernate, and are parked: users pause that long.
 const SLEEP_AFTER_S: (i64, i64) = (3, 6);
 
-/// The bench.
-#[derive(Debug)]
-pub struct Soak;
+/// How long it takes on a small machine.
+pub const TAKES: Duration = Duration::from_secs(32 * 60);
 
-#[derive(Debug, Parser)]
-#[command(about = "Users and faults for half an hour; memory and disk must stay flat")]
-struct SoakArgs {
+/// Arguments of the bench.
+#[derive(Debug, Args)]
+pub struct SoakArgs {
     #[command(flatten)]
     options: Options,
     /// How long.
@@ -53,29 +50,11 @@ struct SoakArgs {
     fault_every: u64,
 }
 
-#[async_trait]
-impl Bench for Soak {
-    fn name(&self) -> &'static str {
-        "soak"
-    }
-
-    fn about(&self) -> &'static str {
-        "Users and faults for half an hour; memory and disk must stay flat"
-    }
-
-    fn duration(&self) -> Duration {
-        Duration::from_secs(32 * 60)
-    }
-
-    async fn run(&self, context: &Context, args: &[String]) -> Outcome {
-        match parse::<SoakArgs>(self.name(), args)? {
-            Some(args) => measure(context, args).await,
-            None => Ok(Exit::Ok),
-        }
-    }
-}
-
-async fn measure(context: &Context, args: SoakArgs) -> Outcome {
+/// Measures.
+///
+/// # Errors
+/// A [`Failure`] if something is missing on this machine, or a side could not be measured.
+pub async fn run(context: &Context, args: &SoakArgs) -> Outcome {
     let (seconds, users, fault_every) = match args.options.quick {
         true => QUICK,
         false => (args.minutes * 60, args.sessions, args.fault_every),
@@ -117,7 +96,7 @@ async fn measure(context: &Context, args: SoakArgs) -> Outcome {
         machine: Machine::here(),
         figures: figures(&found, args.options.quick),
     };
-    let exit = report.print(args.options.printer(context))?;
+    let exit = report.print(context.printer)?;
     let is_ok = found.inconsistent.is_empty() && found.problems.is_empty();
     Ok(if is_ok { exit } else { Exit::Failed })
 }

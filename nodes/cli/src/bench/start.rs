@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use callboard_client::{Client, ExecuteEvent, ExecuteOptions, execute_request};
 use callboard_kernel::python::PlainKernel;
 use callboard_protocol::{
@@ -19,16 +18,15 @@ use callboard_protocol::{
     control::StartKernel,
     kernel::{CellOutcome, Level},
 };
-use clap::Parser;
+use clap::Args;
 use futures::future::try_join_all;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{
-    Bench,
     local_cluster::LocalCluster,
-    options::{Options, interruptible, parse},
+    options::Options,
     report::{Bar, Figure, Machine, Report},
     stats::Samples,
 };
@@ -56,40 +54,17 @@ const FULL_POLL: Duration = Duration::from_millis(200);
 /// Pause after a side's turn: processes and replicas that were told to end take a moment.
 const TURN_PAUSE: Duration = Duration::from_millis(500);
 
-/// The bench.
-#[derive(Debug)]
-pub struct Start;
+/// How long it takes on a small machine.
+pub const TAKES: Duration = Duration::from_secs(150);
 
-#[derive(Debug, Parser)]
-#[command(about = "Ten kernels at once to their first result, against ten plain ipykernels")]
-struct StartArgs {
+/// Arguments of the bench.
+#[derive(Debug, Args)]
+pub struct StartArgs {
     #[command(flatten)]
     options: Options,
     /// How many bursts each side has [default: 8, 3 with --quick].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     bursts: Option<u32>,
-}
-
-#[async_trait]
-impl Bench for Start {
-    fn name(&self) -> &'static str {
-        "start"
-    }
-
-    fn about(&self) -> &'static str {
-        "bursts of ten kernels to their first result against plain ipykernel"
-    }
-
-    fn duration(&self) -> Duration {
-        Duration::from_secs(150)
-    }
-
-    async fn run(&self, context: &Context, args: &[String]) -> Outcome {
-        match parse::<StartArgs>(self.name(), args)? {
-            Some(args) => interruptible(run(context, &args)).await,
-            None => Ok(Exit::Ok),
-        }
-    }
 }
 
 /// How far a new kernel is, as its client sees it.
@@ -127,7 +102,11 @@ struct Stock {
     preloaded: u32,
 }
 
-async fn run(context: &Context, args: &StartArgs) -> Outcome {
+/// Measures.
+///
+/// # Errors
+/// A [`Failure`] if something is missing on this machine, or a side could not be measured.
+pub async fn run(context: &Context, args: &StartArgs) -> Outcome {
     let Options { quick, seed, ref python, .. } = args.options;
     let python = find_python(python.as_deref().unwrap_or(Path::new("")))?;
     let cluster = LocalCluster::start(3, &args.options).await?;
@@ -161,7 +140,7 @@ async fn run(context: &Context, args: &StartArgs) -> Outcome {
     cluster.stop().await;
     let figures = figures(measured);
     let report = Report { bench: "start", seed, machine: Machine::here(), figures };
-    report.print(args.options.printer(context))
+    report.print(context.printer)
 }
 
 /// Waits until every node has as many processes in stock as it wants; returns how many those are.

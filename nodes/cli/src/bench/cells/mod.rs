@@ -14,14 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use callboard_client::{ExecuteEvent, ExecuteOptions, KernelClient, execute_request};
 use callboard_kernel::python::PlainKernel;
 use callboard_protocol::{
     jupyter::JupyterMessage,
     kernel::{CellOutcome, Level},
 };
-use clap::Parser;
+use clap::Args;
 use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::Value;
 use tokio::time::sleep;
@@ -29,9 +28,8 @@ use uuid::Uuid;
 
 use self::{fsync::FsyncFloor, gateway::Gateway};
 use super::{
-    Bench,
     local_cluster::LocalCluster,
-    options::{Options, interruptible, parse},
+    options::Options,
     report::{Bar, Figure, Machine, Report},
     stats::Samples,
 };
@@ -61,42 +59,17 @@ const TURN_PAUSE: Duration = Duration::from_millis(10);
 /// How long one cell may take before the bench gives up.
 const CELL_WITHIN: Duration = Duration::from_secs(30);
 
-/// The bench.
-#[derive(Debug)]
-pub struct Cells;
+/// How long it takes on a small machine.
+pub const TAKES: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Parser)]
-#[command(
-    about = "Round trip of `x = 1`, side by side with plain ZeroMQ and Jupyter Kernel Gateway"
-)]
-struct CellsArgs {
+/// Arguments of the bench.
+#[derive(Debug, Args)]
+pub struct CellsArgs {
     #[command(flatten)]
     options: Options,
     /// How many rounds count [default: 60, 20 with --quick].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: Option<u32>,
-}
-
-#[async_trait]
-impl Bench for Cells {
-    fn name(&self) -> &'static str {
-        "cells"
-    }
-
-    fn about(&self) -> &'static str {
-        "round trip of a cell against plain ZeroMQ and Jupyter Kernel Gateway"
-    }
-
-    fn duration(&self) -> Duration {
-        Duration::from_secs(60)
-    }
-
-    async fn run(&self, context: &Context, args: &[String]) -> Outcome {
-        match parse::<CellsArgs>(self.name(), args)? {
-            Some(args) => interruptible(run(context, &args)).await,
-            None => Ok(Exit::Ok),
-        }
-    }
 }
 
 /// What is measured.
@@ -151,7 +124,11 @@ struct Times {
     stages_ms: BTreeMap<Stage, f64>,
 }
 
-async fn run(context: &Context, args: &CellsArgs) -> Outcome {
+/// Measures.
+///
+/// # Errors
+/// A [`Failure`] if something is missing on this machine, or a side could not be measured.
+pub async fn run(context: &Context, args: &CellsArgs) -> Outcome {
     let options = &args.options;
     let python = find_python(options.python.as_deref().unwrap_or(Path::new("")))?;
     if cfg!(debug_assertions) {
@@ -202,7 +179,7 @@ async fn run(context: &Context, args: &CellsArgs) -> Outcome {
         machine: Machine::here(),
         figures: measured.figures(),
     };
-    report.print(options.printer(context))
+    report.print(context.printer)
 }
 
 struct Sides {

@@ -5,16 +5,14 @@ mod process;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use async_trait::async_trait;
 use callboard_protocol::{KernelId, control::Standby, kernel::ReplicaRole};
-use clap::Parser;
+use clap::Args;
 use tokio::time::{Instant, sleep};
 
 use self::{fleet::Fleet, process::Tree};
 use super::{
-    Bench,
     local_cluster::LocalCluster,
-    options::{Options, interruptible, parse},
+    options::Options,
     report::{Bar, Figure, Machine, Report},
     stats::Samples,
 };
@@ -46,13 +44,12 @@ const WARM_WITHIN: Duration = Duration::from_secs(60);
 /// After so long all that starting left behind has settled: views, pools, freed memory.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The bench.
-#[derive(Debug)]
-pub struct Idle;
+/// How long it takes on a small machine.
+pub const TAKES: Duration = Duration::from_secs(240);
 
-#[derive(Debug, Parser)]
-#[command(about = "What kernels cost that nobody uses, and whether all of them answer")]
-struct IdleArgs {
+/// Arguments of the bench.
+#[derive(Debug, Args)]
+pub struct IdleArgs {
     #[command(flatten)]
     options: Options,
     /// How many kernels, three replicas each.
@@ -63,29 +60,11 @@ struct IdleArgs {
     reach: bool,
 }
 
-#[async_trait]
-impl Bench for Idle {
-    fn name(&self) -> &'static str {
-        "idle"
-    }
-
-    fn about(&self) -> &'static str {
-        "What kernels cost that nobody uses, and whether all of them answer"
-    }
-
-    fn duration(&self) -> Duration {
-        Duration::from_secs(240)
-    }
-
-    async fn run(&self, context: &Context, args: &[String]) -> Outcome {
-        match parse::<IdleArgs>(self.name(), args)? {
-            Some(args) => interruptible(run(context, &args)).await,
-            None => Ok(Exit::Ok),
-        }
-    }
-}
-
-async fn run(context: &Context, args: &IdleArgs) -> Outcome {
+/// Measures.
+///
+/// # Errors
+/// A [`Failure`] if something is missing on this machine, or a side could not be measured.
+pub async fn run(context: &Context, args: &IdleArgs) -> Outcome {
     let quick = args.options.quick;
     let kernels = if quick { QUICK_KERNELS } else { args.kernels };
     let base = if quick { QUICK_BASE_KERNELS } else { BASE_KERNELS.min(kernels / 2) };
@@ -119,7 +98,7 @@ async fn run(context: &Context, args: &IdleArgs) -> Outcome {
     let Options { seed, .. } = args.options;
     fleet.cluster.stop().await;
     let report = Report { bench: "idle", seed, machine: Machine::here(), figures };
-    report.print(args.options.printer(context))
+    report.print(context.printer)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of kernels are small")]

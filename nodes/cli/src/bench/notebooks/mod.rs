@@ -14,20 +14,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use callboard_protocol::control::Standby;
-use clap::Parser;
+use clap::Args;
 
 use self::{figures::Found, library::Notebook, plain::Exclusion};
 use super::{
-    Bench,
     local_cluster::LocalCluster,
-    options::{Options, interruptible, parse},
+    options::Options,
     report::{Machine, Report},
 };
 use crate::{
     context::Context,
-    exit::{Exit, Failure, Outcome},
+    exit::{Failure, Outcome},
     output::say,
 };
 
@@ -45,13 +43,12 @@ const PLAIN_WITHIN_QUICK: Duration = Duration::from_secs(15);
 /// A quick run begins no further notebook after this, however slow the machine.
 const QUICK_BEGINS_FOR: Duration = Duration::from_secs(65);
 
-/// The bench.
-#[derive(Debug)]
-pub struct Notebooks;
+/// How long it takes on a small machine.
+pub const TAKES: Duration = Duration::from_secs(20 * 60);
 
-#[derive(Debug, Parser)]
-#[command(about = "Notebooks that lose their machines between cells, against plain ipykernel")]
-struct NotebooksArgs {
+/// Arguments of the bench.
+#[derive(Debug, Args)]
+pub struct NotebooksArgs {
     #[command(flatten)]
     options: Options,
     /// The folder of the notebooks; files end in .ipynb or .ipynb.gz.
@@ -68,34 +65,16 @@ struct NotebooksArgs {
     env: Option<PathBuf>,
 }
 
-#[async_trait]
-impl Bench for Notebooks {
-    fn name(&self) -> &'static str {
-        "notebooks"
-    }
-
-    fn about(&self) -> &'static str {
-        "notebooks that lose their machines between cells, against plain ipykernel"
-    }
-
-    fn duration(&self) -> Duration {
-        Duration::from_secs(20 * 60)
-    }
-
-    async fn run(&self, context: &Context, args: &[String]) -> Outcome {
-        match parse::<NotebooksArgs>(self.name(), args)? {
-            Some(args) => interruptible(run(context, &args)).await,
-            None => Ok(Exit::Ok),
-        }
-    }
-}
-
 /// The bench's first cell, the same on both sides.
 fn enter(scratch: &Path) -> String {
     format!("%cd -q {}", scratch.display())
 }
 
-async fn run(context: &Context, args: &NotebooksArgs) -> Outcome {
+/// Measures.
+///
+/// # Errors
+/// A [`Failure`] if something is missing on this machine, or a side could not be measured.
+pub async fn run(context: &Context, args: &NotebooksArgs) -> Outcome {
     let options = &args.options;
     let python = match &options.python {
         Some(python) => python.clone(),
@@ -124,7 +103,7 @@ async fn run(context: &Context, args: &NotebooksArgs) -> Outcome {
     let figures = found.figures(is_partial(args));
     let report =
         Report { bench: "notebooks", seed: options.seed, machine: Machine::here(), figures };
-    report.print(options.printer(context))
+    report.print(context.printer)
 }
 
 fn is_partial(args: &NotebooksArgs) -> bool {
@@ -207,7 +186,7 @@ mod tests {
 
     fn args(words: &[&str]) -> NotebooksArgs {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        parse("notebooks", &words).unwrap().unwrap()
+        crate::bench::options::parse_as(&words)
     }
 
     #[test]

@@ -7,18 +7,16 @@ mod trial;
 
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use clap::Parser;
+use clap::Args;
 use futures::{StreamExt as _, stream};
 use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use tokio::sync::RwLock;
 
 use self::{namespaces::Namespace, snippet::Snippet};
 use super::{
-    Bench,
     failover::Loss,
     local_cluster::LocalCluster,
-    options::{Options, interruptible, parse},
+    options::Options,
     report::{Bar, Figure, Machine, Report},
     stats::Samples,
 };
@@ -37,41 +35,18 @@ const AT_ONCE: usize = 2;
 /// Snippets that the table must have.
 const SNIPPETS_MIN: f64 = 60.0;
 
-/// The bench.
-#[derive(Debug)]
-pub struct State;
+/// How long it takes on a small machine.
+pub const TAKES: Duration = Duration::from_secs(900);
 
-#[derive(Debug, Parser)]
-#[command(about = "Python sessions, each failed over and checked on another replica")]
-struct StateArgs {
+/// Arguments of the bench.
+#[derive(Debug, Args)]
+pub struct StateArgs {
     #[command(flatten)]
     options: Options,
     /// Only snippets and namespaces whose name contains this; namespaces are called
     /// `namespace-array`, `-objects`, `-frame` and `-model`.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-}
-
-#[async_trait]
-impl Bench for State {
-    fn name(&self) -> &'static str {
-        "state"
-    }
-
-    fn about(&self) -> &'static str {
-        "Python sessions, each failed over and checked on another replica"
-    }
-
-    fn duration(&self) -> Duration {
-        Duration::from_secs(900)
-    }
-
-    async fn run(&self, context: &Context, args: &[String]) -> Outcome {
-        match parse::<StateArgs>(self.name(), args)? {
-            Some(args) => interruptible(run(context, &args)).await,
-            None => Ok(Exit::Ok),
-        }
-    }
 }
 
 /// The snippets of this run in their order, each with what is lost in it.
@@ -103,7 +78,11 @@ fn large(args: &StateArgs) -> Vec<&'static Namespace> {
     namespaces::ALL.iter().filter(is_wanted).collect()
 }
 
-async fn run(context: &Context, args: &StateArgs) -> Outcome {
+/// Measures.
+///
+/// # Errors
+/// A [`Failure`] if something is missing on this machine, or a side could not be measured.
+pub async fn run(context: &Context, args: &StateArgs) -> Outcome {
     let table = snippet::all()
         .map_err(|error| Failure::new(Exit::Internal, format!("the table of snippets: {error}")))?;
     let plan = plan(table, args);
@@ -161,7 +140,7 @@ async fn run(context: &Context, args: &StateArgs) -> Outcome {
     cluster.stop().await;
     let report =
         Report { bench: "state", seed: args.options.seed, machine: Machine::here(), figures };
-    report.print(args.options.printer(context))
+    report.print(context.printer)
 }
 
 fn figures(seconds: Vec<f64>, failed: u32, args: &StateArgs) -> Vec<Figure> {
@@ -185,7 +164,7 @@ mod tests {
 
     fn args(words: &[&str]) -> StateArgs {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        parse("state", &words).unwrap().unwrap()
+        crate::bench::options::parse_as(&words)
     }
 
     #[test]
