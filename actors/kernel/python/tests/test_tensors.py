@@ -1,5 +1,5 @@
-"""Tensors, modules and optimizers. PyTorch is no dependency of ours: its tests run where it is there,
-with `/usr/bin/python3 -m pytest actors/kernel/python/tests/test_tensors.py` and Debian's python3-torch.
+"""Tensors, modules and optimizers. PyTorch is no dependency of ours: `scripts/test-tensors` runs its
+tests with Debian's.
 """
 
 from __future__ import annotations
