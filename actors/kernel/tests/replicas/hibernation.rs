@@ -1,11 +1,18 @@
 //! Idle kernels sleep; the next cell finds everything, whatever happened in the night.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
-use callboard_protocol::kernel::KernelPhase;
+use callboard_kernel::ReplicaMsg;
+use callboard_policy::hibernation::HibernationConfig;
+use callboard_protocol::{
+    ActorKind, ClusterId, DiskId, ReplicaId, SubjectPattern,
+    control::{MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standing},
+    kernel::KernelPhase,
+};
+use callboard_transport::{FaultPlan, typed};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::*;
+use super::cluster::{Cluster, DEADLINE, Member, executor, node, value};
 
 /// Short enough for a test; long enough that a cell in progress is not called idle.
 const QUICK: HibernationConfig =
