@@ -92,6 +92,12 @@ pub trait Disk: Send + Sync + std::fmt::Debug + 'static {
     /// Whatever the disk says.
     fn remove(&self, path: &str) -> io::Result<()>;
 
+    /// Removes a directory with nothing in it; one that is not there is no error.
+    ///
+    /// # Errors
+    /// Whatever the disk says, also that something is in it.
+    fn remove_directory(&self, path: &str) -> io::Result<()>;
+
     /// `Some` for a disk whose calls return at once, on virtual time: the log then runs as a task
     /// of the caller's runtime and sleeps this long per sync, and needs no thread.
     fn virtual_sync_time(&self) -> Option<Duration>;
@@ -234,6 +240,13 @@ impl Disk for RealDisk {
             Ok(()) => sync_parent(&full),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    fn remove_directory(&self, path: &str) -> io::Result<()> {
+        match fs::remove_dir(self.root.join(path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
     }
 

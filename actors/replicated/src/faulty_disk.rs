@@ -192,6 +192,10 @@ impl Disk for FaultyDisk {
         self.inner.remove(path)
     }
 
+    fn remove_directory(&self, path: &str) -> io::Result<()> {
+        self.inner.remove_directory(path)
+    }
+
     fn virtual_sync_time(&self) -> Option<Duration> {
         self.inner.virtual_sync_time()
     }

@@ -257,6 +257,11 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn remove_directory(&self, _path: &str) -> io::Result<()> {
+        // Directories are parts of names here.
+        self.live().map(|_| ())
+    }
+
     fn virtual_sync_time(&self) -> Option<Duration> {
         Some(self.sync_time)
     }

@@ -134,13 +134,13 @@ impl SnapshotFiles {
         .await
     }
 
-    /// Removes every snapshot of the group.
+    /// Removes everything of the group, its directory last.
     pub(crate) async fn erase(&self) -> io::Result<()> {
         self.run(|files| {
             for name in files.disk.list(&files.directory)? {
                 files.disk.remove(&format!("{}/{name}", files.directory))?;
             }
-            Ok(())
+            files.disk.remove_directory(&files.directory)
         })
         .await
     }
@@ -174,5 +174,16 @@ mod tests {
             assert!(matches!(files.newest().unwrap(), Newest::Damaged(_)), "bit {bit}");
             assert_ne!(before, disk.files());
         }
+    }
+
+    #[tokio::test]
+    async fn an_erased_group_leaves_nothing_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Arc::new(crate::RealDisk::new(root.path()));
+        let files = SnapshotFiles::new(disk, &GroupId::new("g").unwrap());
+        files.write(SnapshotMeta::default(), b"data".to_vec()).await.unwrap();
+        files.erase().await.unwrap();
+        files.erase().await.unwrap();
+        assert_eq!(std::fs::read_dir(root.path().join("groups")).unwrap().count(), 0);
     }
 }

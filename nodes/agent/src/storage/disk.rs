@@ -99,6 +99,10 @@ impl Disk for ReservedDisk {
         self.disk.remove(path)
     }
 
+    fn remove_directory(&self, path: &str) -> io::Result<()> {
+        self.disk.remove_directory(path)
+    }
+
     fn virtual_sync_time(&self) -> Option<Duration> {
         self.disk.virtual_sync_time()
     }
@@ -157,6 +161,9 @@ mod tests {
             Err(io::ErrorKind::Unsupported.into())
         }
         fn remove(&self, _: &str) -> io::Result<()> {
+            Ok(())
+        }
+        fn remove_directory(&self, _: &str) -> io::Result<()> {
             Ok(())
         }
         fn virtual_sync_time(&self) -> Option<Duration> {
