@@ -7,6 +7,7 @@ pub mod idle;
 pub mod local_cluster;
 pub mod notebooks;
 pub mod options;
+mod process;
 pub mod report;
 pub mod soak;
 pub mod start;

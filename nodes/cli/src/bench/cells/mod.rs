@@ -5,6 +5,7 @@
 //! cell as done when its reply has arrived and it is known to be over: by the `idle` status, and
 //! with Callboard by the `ended` event.
 
+mod cpu;
 mod fsync;
 mod gateway;
 
@@ -26,7 +27,11 @@ use serde_json::Value;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use self::{fsync::FsyncFloor, gateway::Gateway};
+use self::{
+    cpu::{Meter, Spent},
+    fsync::FsyncFloor,
+    gateway::Gateway,
+};
 use super::{
     local_cluster::LocalCluster,
     options::Options,
@@ -145,6 +150,7 @@ pub async fn run(context: &Context, args: &CellsArgs) -> Outcome {
         options.seed
     ));
     let mut rng = StdRng::seed_from_u64(options.seed);
+    let meter = Meter::new();
     let mut measured = Measured::default();
     let start = Instant::now();
     for round in 0..ROUNDS_WARM_UP + rounds {
@@ -155,6 +161,7 @@ pub async fn run(context: &Context, args: &CellsArgs) -> Outcome {
         let mut order = Side::ALL;
         order.shuffle(&mut rng);
         for side in order {
+            let before = meter.read();
             for _ in 0..CELLS_PER_TURN {
                 let times = sides.round_trip(side).await?;
                 if round >= ROUNDS_WARM_UP {
@@ -162,6 +169,10 @@ pub async fn run(context: &Context, args: &CellsArgs) -> Outcome {
                 }
             }
             sleep(TURN_PAUSE).await;
+            if round >= ROUNDS_WARM_UP {
+                let spent = measured.cpu.entry(side).or_default();
+                spent.add(&meter, (&before, &meter.read()), CELLS_PER_TURN);
+            }
         }
         for _ in 0..SYNCS_PER_ROUND {
             let sampled = tokio::task::block_in_place(|| floor.sample_ms());
@@ -276,6 +287,7 @@ struct Measured {
     times_ms: BTreeMap<Side, Vec<f64>>,
     stages_ms: BTreeMap<(Side, Stage), Vec<f64>>,
     fsync_ms: Vec<f64>,
+    cpu: BTreeMap<Side, Spent>,
 }
 
 impl Measured {
@@ -324,6 +336,12 @@ impl Measured {
             let name = format!("{}_until_{}_p50_ms", side.name(), stage.name());
             figures.push(Figure::plain(name, Samples::new(times).median(), "ms"));
         }
+        for (side, spent) in &self.cpu {
+            for (process, ms) in spent.per_cell() {
+                let name = format!("{}_cpu_{process}_ms", side.name());
+                figures.push(Figure::plain(name, ms, "ms"));
+            }
+        }
         let count = times.values().map(Samples::len).min().unwrap_or(0);
         figures.push(Figure::plain("cells_per_side", count as f64, "count"));
         figures
@@ -343,7 +361,8 @@ mod tests {
             (Side::KernelGateway, vec![45.0, 46.0, 44.0]),
         ]);
         let stages_ms = BTreeMap::from([((Side::Durable, Stage::Accepted), vec![2.5])]);
-        let figures = Measured { times_ms, stages_ms, fsync_ms: vec![0.25] }.figures();
+        let figures =
+            Measured { times_ms, stages_ms, fsync_ms: vec![0.25], cpu: BTreeMap::new() }.figures();
         let figure = |name: &str| figures.iter().find(|f| f.name == name).unwrap().clone();
         assert_eq!(figure("roundtrip_received_over_zmq").value, 1.5);
         assert_eq!(figure("roundtrip_received_over_zmq").holds, Some(true));

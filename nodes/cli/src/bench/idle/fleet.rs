@@ -10,7 +10,8 @@ use callboard_protocol::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{REPLICAS, process};
+use super::REPLICAS;
+use crate::bench::process;
 use crate::{
     bench::local_cluster::LocalCluster,
     exit::{Exit, Failure},

@@ -1,7 +1,6 @@
 //! `callboard bench idle`: what kernels cost that nobody uses, and whether all of them answer.
 
 mod fleet;
-mod process;
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -9,10 +8,11 @@ use callboard_protocol::{KernelId, control::Standby, kernel::ReplicaRole};
 use clap::Args;
 use tokio::time::{Instant, sleep};
 
-use self::{fleet::Fleet, process::Tree};
+use self::fleet::Fleet;
 use super::{
     local_cluster::LocalCluster,
     options::Options,
+    process::{self, Tree},
     report::{Bar, Figure, Machine, Report},
     stats::Samples,
 };

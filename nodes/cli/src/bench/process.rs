@@ -63,6 +63,18 @@ pub(super) fn cpu_seconds(pids: &BTreeSet<u32>) -> BTreeMap<u32, f64> {
     used.collect()
 }
 
+/// Milliseconds of processor time that a process's threads have used so far, to the nanosecond; those
+/// that have ended do not count. `None` if it is gone.
+#[must_use]
+pub(super) fn cpu_ms(pid: u32) -> Option<f64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let of = |thread: fs::DirEntry| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    Some(threads.filter_map(of).sum::<f64>() / 1e6)
+}
+
 /// The name of a process: `node-1`, `nats-server`, `python`.
 #[must_use]
 pub(super) fn name(pid: u32) -> String {
