@@ -22,9 +22,9 @@ pub const FULL: Duration = Duration::from_secs(4);
 /// Longest time from the first to the second of two faults, in milliseconds.
 const SECOND_AFTER_MAX_MS: u64 = 500;
 /// In the endurance profile, of so many trials the last [`DOUBLES`] have two faults at once.
-const DOUBLES_OF: usize = 5;
+const DOUBLES_OF: usize = 8;
 /// See [`DOUBLES_OF`].
-const DOUBLES: usize = 2;
+const DOUBLES: usize = 3;
 /// Idle kills beyond the walk: with them, a 95th percentile is not just the slowest.
 const IDLE_KILL_SAMPLES: u32 = 16;
 /// Idle stops and partitions beyond the walk; each takes longer than [`HOLD`].
@@ -176,8 +176,8 @@ impl Plan {
         Self { seed, profile: Profile::Basic, trials }
     }
 
-    /// Of every five trials, three walk every moment × fault in an order drawn from `seed`, and
-    /// two have two faults at once, drawn from those that leave a majority of the disks.
+    /// Of every eight trials, five walk every moment × fault in an order drawn from `seed`, and
+    /// three have two faults at once, drawn from those that leave a majority of the disks.
     #[must_use]
     pub fn endurance(seed: u64, count: u32) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(singles.len(), Moment::ALL.len() * Fault::ALL.len() - 2);
         let doubles: Vec<_> =
             plan.trials.iter().filter_map(|it| Some((it.fault, it.second?))).collect();
-        assert_eq!(doubles.len(), 80);
+        assert_eq!(doubles.len(), 75);
         for (first, second) in doubles {
             assert!(!(first.destroys() && second.destroys()), "{first} + {second}");
         }
