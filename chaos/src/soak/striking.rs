@@ -21,7 +21,10 @@ use crate::{
 /// For so long before the end nothing strikes: the last kernels are to be judged. At most a sixth of
 /// the run.
 const QUIET_END_MAX: Duration = Duration::from_secs(20);
-/// How long the loss of a disk may keep the next one from being lost.
+/// For so long after a disk was damaged none is damaged again: the control plane hears of each member
+/// that lost its log, and replaces them one after the other.
+const BETWEEN_DAMAGES: Duration = Duration::from_secs(60);
+/// How long members that are on their way may then keep the next disk from being damaged.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// Pause between looks.
 const POLL: Duration = Duration::from_millis(500);
@@ -39,13 +42,14 @@ pub(super) struct Blow {
 pub(super) async fn strike_on(shared: &Shared<'_>, every: Duration) -> Vec<Blow> {
     let mut rng = StdRng::seed_from_u64(shared.seed);
     let mut blows = Vec::new();
+    let mut damaged = None;
     let mut next = Instant::now() + every;
     let quiet_end = QUIET_END_MAX.min((shared.until - shared.begun) / 6);
     while next + quiet_end < shared.until {
         sleep_until(next).await;
         next += every;
         let at_s = shared.begun.elapsed().as_secs_f64();
-        match strike(shared, &mut rng).await {
+        match strike(shared, &mut rng, &mut damaged).await {
             Ok(what) => {
                 (shared.say)(&format!("[{at_s:6.1} s] {what}"));
                 blows.push(Blow { at_s, what });
@@ -58,13 +62,18 @@ pub(super) async fn strike_on(shared: &Shared<'_>, every: Duration) -> Vec<Blow>
     blows
 }
 
-async fn strike(shared: &Shared<'_>, rng: &mut StdRng) -> Result<String, ChaosError> {
+async fn strike(
+    shared: &Shared<'_>,
+    rng: &mut StdRng,
+    damaged: &mut Option<Instant>,
+) -> Result<String, ChaosError> {
     let nobody =
         || ChaosError::TooSlow { what: "a kernel to strike", within_s: 0, detail: String::new() };
     let mut kernels = shared.kernels();
     kernels.shuffle(rng);
     let mut fault = *shared.faults.choose(rng).ok_or_else(nobody)?;
-    if fault.destroys() && !settled(shared, &kernels).await {
+    let is_recent = damaged.is_some_and(|at| at.elapsed() < BETWEEN_DAMAGES);
+    if fault.destroys() && (is_recent || !settled(shared, &kernels).await) {
         // A second disk must not go before the first one's replicas are elsewhere.
         fault = Fault::KillNode;
     }
@@ -76,7 +85,11 @@ async fn strike(shared: &Shared<'_>, rng: &mut StdRng) -> Result<String, ChaosEr
             break;
         }
     }
-    let struck = target?.seeded(rng.random()).strike(shared.cluster).await?;
+    let target = target?;
+    if fault.destroys() {
+        *damaged = Some(Instant::now());
+    }
+    let struck = target.seeded(rng.random()).strike(shared.cluster).await?;
     let what = format!("{fault}: {}", struck.what);
     struck.heal(shared.cluster).await?;
     shared.cluster.all_up(WHOLE_WITHIN).await?;
