@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import threading
 
+from zmq.utils.garbage import GarbageCollectorThread
+
 # Started by libraries for themselves, and idle unless a cell runs.
 _HARMLESS = ("asyncio_", "tqdm_monitor", "ThreadPoolExecutor-", "IPythonHistorySavingThread", "pydevd.", "callboard-")
 
@@ -25,7 +27,9 @@ class Background:
         """One entry for each thread and child process of the session, by name and reason."""
         found = []
         for thread in threading.enumerate():
-            if thread.ident not in self._own and not thread.name.startswith(_HARMLESS):
+            # pyzmq starts its own, without a name, for the first message that it need not copy.
+            is_harmless = thread.name.startswith(_HARMLESS) or isinstance(thread, GarbageCollectorThread)
+            if thread.ident not in self._own and not is_harmless:
                 reason = "a thread runs in this process only; it ends with it"
                 found.append({"name": f"thread {thread.name}", "type": "Thread", "reason": reason})
         for pid in _children():

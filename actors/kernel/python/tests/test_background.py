@@ -35,4 +35,8 @@ def test_what_libraries_start_for_themselves_is_not_reported():
     with Kernel() as kernel:
         reply = kernel.run("import asyncio\nawait asyncio.get_running_loop().run_in_executor(None, print)")
         assert refused(reply) == []
+        # A large output is sent without a copy, which pyzmq has a thread for.
+        assert refused(kernel.run("from IPython.display import HTML\nHTML('x' * 3_000_000)")) == []
+        kernel.run("del Out[2], HTML, _, _2", allow_error=True)
+        assert "GarbageCollectorThread" in kernel.run("import threading; print(threading.enumerate())")["stdout"]
         assert refused(kernel.run("import numpy; a = numpy.ones((300, 300)); b = a @ a; del a, b")) == []
