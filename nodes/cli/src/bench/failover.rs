@@ -17,8 +17,10 @@ use super::local_cluster::LocalCluster;
 const FAILOVER_WITHIN: Duration = Duration::from_secs(60);
 /// Pause between looks at a kernel or at the nodes.
 const POLL: Duration = Duration::from_millis(50);
-/// The replica whose Python died may be the first that has another one; then it is killed again.
+/// The replica whose Python died may be the first that has another one; then it is killed again, ...
 const KILLS_MAX: u32 = 5;
+/// ... and after so many times its node: a stock of processes makes it quick.
+const KILLS_OF_PYTHON_MAX: u32 = 2;
 
 /// What is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +40,8 @@ pub(crate) struct Executor {
     pub(crate) node: NodeId,
 }
 
-/// Kills the executor; with `moves`, until another replica executes. Without hot standbys the one
-/// that is lost often takes over again, on a fresh Python process.
+/// Kills the executor; with `moves`, until another replica executes: the one that is lost often takes
+/// over again, on a fresh Python process. See [`nodes_whole`] for a node that was killed.
 pub(crate) async fn fail_over(
     cluster: &LocalCluster,
     kernel: &KernelClient,
@@ -47,11 +49,13 @@ pub(crate) async fn fail_over(
     loss: Loss,
     moves: bool,
 ) -> Result<Executor, String> {
-    let order = match loss {
-        Loss::Python => Kill::Python { kernel: kernel.id(), replica: first.replica },
-        Loss::Node => Kill::Node,
-    };
-    for _ in 0..KILLS_MAX {
+    for number in 0..KILLS_MAX {
+        let order = match loss {
+            Loss::Python if number < KILLS_OF_PYTHON_MAX => {
+                Kill::Python { kernel: kernel.id(), replica: first.replica }
+            }
+            Loss::Python | Loss::Node => Kill::Node,
+        };
         let term = show(kernel).await?.term;
         let killed = cluster.client().control().kill(&first.node, order).await;
         killed.map_err(|fault| format!("the kill was refused: {fault}"))?;

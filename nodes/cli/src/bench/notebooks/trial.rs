@@ -100,10 +100,7 @@ async fn lose(
 ) -> Result<(), String> {
     let first = wait_for_executor(kernel, |_| true).await?;
     fail_over(cluster, kernel, &first, loss, standby == Standby::Hot).await?;
-    match loss {
-        Loss::Node => nodes_whole(cluster).await,
-        Loss::Python => Ok(()),
-    }
+    nodes_whole(cluster).await
 }
 
 async fn execute(

@@ -65,9 +65,7 @@ async fn on_kernel(
     let second = fail_over(cluster, kernel, &first, loss, true).await?;
     let ran = execute(kernel, &fill(&snippet.check), CELL_WITHIN).await?;
     let after = wait_for_executor(kernel, |_| true).await?;
-    if loss == Loss::Node {
-        nodes_whole(cluster).await?;
-    }
+    nodes_whole(cluster).await?;
     if ran.raised {
         let (from, to) = (&first.node, &second.node);
         return Err(format!("the check raised after the way from {from} to {to}:\n{}", ran.text));
