@@ -9,6 +9,10 @@ use callboard_protocol::{
     kernel::{KernelStatus, ReplicaRole},
     node::Kill,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::time::{Instant, sleep};
 
 use super::local_cluster::LocalCluster;
@@ -17,10 +21,10 @@ use super::local_cluster::LocalCluster;
 const FAILOVER_WITHIN: Duration = Duration::from_secs(60);
 /// Pause between looks at a kernel or at the nodes.
 const POLL: Duration = Duration::from_millis(50);
-/// The replica whose Python died may be the first that has another one; then it is killed again, ...
-const KILLS_MAX: u32 = 5;
-/// ... and after so many times its node: a stock of processes makes it quick.
-const KILLS_OF_PYTHON_MAX: u32 = 2;
+/// The replica that was lost may be the first that is ready again, from its node's stock of processes or
+/// after a restart of its node, which takes less time than an election. After so many times its node is
+/// held until another one executes.
+const KILLS_MAX: u32 = 2;
 
 /// What is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,13 +53,11 @@ pub(crate) async fn fail_over(
     loss: Loss,
     moves: bool,
 ) -> Result<Executor, String> {
-    for number in 0..KILLS_MAX {
-        let order = match loss {
-            Loss::Python if number < KILLS_OF_PYTHON_MAX => {
-                Kill::Python { kernel: kernel.id(), replica: first.replica }
-            }
-            Loss::Python | Loss::Node => Kill::Node,
-        };
+    let order = match loss {
+        Loss::Python => Kill::Python { kernel: kernel.id(), replica: first.replica },
+        Loss::Node => Kill::Node,
+    };
+    for _ in 0..KILLS_MAX {
         let term = show(kernel).await?.term;
         let killed = cluster.client().control().kill(&first.node, order).await;
         killed.map_err(|fault| format!("the kill was refused: {fault}"))?;
@@ -64,7 +66,20 @@ pub(crate) async fn fail_over(
             return Ok(next);
         }
     }
-    Err(format!("replica {} took over from itself {KILLS_MAX} times", first.replica))
+    nodes_whole(cluster).await?;
+    let nodes = cluster.client().control().list_nodes().await.map_err(|fault| fault.to_string())?;
+    let held = nodes.nodes.iter().find(|node| node.node == first.node);
+    let pid = held.and_then(|node| i32::try_from(node.pid).ok()).filter(|pid| *pid > 1);
+    let pid = Pid::from_raw(pid.ok_or_else(|| format!("{} has no process", first.node))?);
+    let send = |signal| kill(pid, signal).map_err(|errno| format!("{}: {errno}", first.node));
+    send(Signal::SIGSTOP)?;
+    let next = wait_for_executor(kernel, |status| {
+        let replicas = &status.replicas;
+        replicas.iter().any(|r| r.role == ReplicaRole::Executor && r.replica != first.replica)
+    })
+    .await;
+    send(Signal::SIGKILL)?;
+    next
 }
 
 /// The executor, as soon as there is one and the status is `fit`.
