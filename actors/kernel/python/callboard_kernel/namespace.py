@@ -14,7 +14,7 @@ from typing import Any
 from . import live
 
 _NEVER = frozenset(
-    """In Out get_ipython exit quit open display _ih _oh _dh _i _ii _iii __builtin__ __builtins__
+    """In Out get_ipython _ih _oh _dh _i _ii _iii __builtin__ __builtins__
     __name__ __doc__ __package__ __loader__ __spec__ __file__ __session__ __vsc_ipynb_file__
     __callboard__ __warningregistry__""".split()
 )
@@ -87,6 +87,9 @@ class Namespace:
         elif name.startswith("%"):
             kind = "cell" if name.startswith("%%") else "line"
             live.LIVE.shell.magics_manager.magics[kind].pop(name.lstrip("%"), None)
+        elif not name.startswith("_") and name in (own := getattr(live.LIVE.shell, "user_ns_hidden", {})):
+            # IPython's own `open`, `exit` and `quit`, which a user's variable had replaced.
+            user_ns[name] = own[name]
         else:
             user_ns.pop(name, None)
 
