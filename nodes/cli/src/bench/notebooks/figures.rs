@@ -33,13 +33,14 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Counts a notebook that ran; returns where it differs, in words.
+    /// Counts a notebook that ran.
     pub(super) fn take(
         &mut self,
         plan: &Plan,
         measure: &Measure,
-        ran: Result<Ran, String>,
-    ) -> Vec<String> {
+        ran: &Result<Ran, String>,
+        differs: bool,
+    ) {
         let plain = &measure.transcript;
         self.run += 1;
         self.cells += plain.cells.len();
@@ -48,19 +49,11 @@ impl Found {
         self.images += plain.images();
         self.names += plain.names();
         self.plain_s.push(measure.seconds);
-        let differences = match ran {
-            Ok(ran) => {
-                self.callboard_s.push(ran.seconds);
-                self.refused += ran.refused.len();
-                let mut told = plain.differences(&ran.transcript);
-                told.extend(plain.names_differing(&ran.transcript));
-                told.extend(ran.refused.into_iter().map(|name| format!("left behind: {name}")));
-                told
-            }
-            Err(why) => vec![why],
-        };
-        self.differing += usize::from(!differences.is_empty());
-        differences
+        if let Ok(ran) = ran {
+            self.callboard_s.push(ran.seconds);
+            self.refused += ran.refused.len();
+        }
+        self.differing += usize::from(differs);
     }
 
     /// The figures of the run. A partial one is not held to the count of a whole one.
@@ -98,6 +91,20 @@ impl Found {
     }
 }
 
+/// What a run with losses shows that the plain one does not, and the other way round.
+pub(super) fn differences(measure: &Measure, ran: &Result<Ran, String>) -> Vec<String> {
+    match ran {
+        Ok(ran) => {
+            let plain = &measure.transcript;
+            let mut told = plain.differences(&ran.transcript);
+            told.extend(plain.names_differing(&ran.transcript));
+            told.extend(ran.refused.iter().map(|name| format!("left behind: {name}")));
+            told
+        }
+        Err(why) => vec![why.clone()],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use callboard_protocol::control::Standby;
@@ -113,10 +120,14 @@ mod tests {
         let measure = Measure { transcript: Default::default(), seconds: 1.0 };
         let ran = |refused| Ok(Ran { transcript: Default::default(), seconds: 1.0, refused });
         let mut found = Found::default();
-        assert!(found.take(&plan(), &measure, ran(Vec::new())).is_empty());
-        assert_eq!(found.take(&plan(), &measure, Err("no end".to_owned())), ["no end"]);
-        let left = found.take(&plan(), &measure, ran(vec!["gen (why)".to_owned()]));
-        assert_eq!(left, ["left behind: gen (why)"]);
+        let mut take = |ran| {
+            let differences = differences(&measure, &ran);
+            found.take(&plan(), &measure, &ran, !differences.is_empty());
+            differences
+        };
+        assert!(take(ran(Vec::new())).is_empty());
+        assert_eq!(take(Err("no end".to_owned())), ["no end"]);
+        assert_eq!(take(ran(vec!["gen (why)".to_owned()])), ["left behind: gen (why)"]);
         assert_eq!((found.run, found.differing, found.refused), (3, 2, 1));
     }
 

@@ -153,7 +153,21 @@ impl Run<'_> {
         let start = Instant::now();
         let ran = trial::run(self.cluster, notebook, &plan, &scratch.join("ours"), within).await;
         let whole = start.elapsed();
-        let differences = self.found.take(&plan, &measure, ran);
+        let differences = figures::differences(&measure, &ran);
+        if !differences.is_empty() {
+            let run_dir = self.cluster.path();
+            let of = (&measure, within);
+            let chance = plain::agreed_by_chance(python, notebook, run_dir, &scratch, of).await;
+            if let Some(exclusion) = chance {
+                let told = differences.join("\n    ");
+                say(&format!(
+                    "{}: differs, but from itself as well:\n    {told}",
+                    notebook.label()
+                ));
+                return Err(exclusion);
+            }
+        }
+        self.found.take(&plan, &measure, &ran, !differences.is_empty());
         let head = format!(
             "[{}] {}: {} cells, {} kills, {}, plain {:.1} s, with kills {:.1} s",
             self.found.run,

@@ -117,6 +117,9 @@ pub(super) async fn check(python: &Path, run_dir: &Path, within: Duration) -> Re
     if transcript.images() == 0 { Err("no figure was shown".to_owned()) } else { Ok(()) }
 }
 
+/// Plain runs of a notebook that differed with losses, besides the first two.
+const RUNS_MORE: u32 = 4;
+
 /// Runs the notebook twice. `run_dir` is for sockets, `scratch` for the notebook's files.
 pub(super) async fn twice(
     python: &Path,
@@ -136,6 +139,30 @@ pub(super) async fn twice(
     }
     transcript.keep_common_names(&second);
     Ok(Measure { transcript, seconds })
+}
+
+/// Runs a notebook that differed with losses more often: two plain runs may have agreed by chance. Says
+/// so if they did.
+pub(super) async fn agreed_by_chance(
+    python: &Path,
+    notebook: &Notebook,
+    run_dir: &Path,
+    scratch: &Path,
+    (measure, within): (&Measure, Duration),
+) -> Option<Exclusion> {
+    for number in 3..3 + RUNS_MORE {
+        let folder = scratch.join(format!("plain-{number}"));
+        match once(python, notebook, run_dir, &folder, within).await {
+            Ok((transcript, _)) => {
+                let difference = measure.transcript.differences(&transcript).into_iter().next();
+                if let Some(difference) = difference {
+                    return Some(Exclusion::Unequal(difference));
+                }
+            }
+            Err(exclusion) => return Some(exclusion),
+        }
+    }
+    None
 }
 
 async fn once(
