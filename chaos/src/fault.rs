@@ -26,7 +26,7 @@ use crate::{
 
 /// The file by which a node's disk is told to fail, in its data directory.
 const ORDER: &str = "disk-faults";
-/// How long an order is left for the node to find: until its next write.
+/// How long an order is left for the node to find: until its next write; or tried to be given.
 const ORDER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a node may take to answer an order.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
@@ -169,8 +169,14 @@ impl Target {
             Fault::KillReplica => {
                 let (kernel, replica) = self.replica;
                 let control = cluster.client().control().with_patience(ASK_WITHIN);
-                let killed = control.kill(node, Kill::Replica { kernel, replica }).await;
-                killed.map_err(ChaosError::refused("kill a replica"))?;
+                let until = Instant::now() + ORDER_WITHIN;
+                // The order goes over the broker, which may be what was struck first.
+                while let Err(fault) = control.kill(node, Kill::Replica { kernel, replica }).await {
+                    if Instant::now() > until {
+                        return Err(ChaosError::refused("kill a replica")(fault));
+                    }
+                    sleep(POLL * 5).await;
+                }
                 (format!("the actor of replica {replica} on {node} killed"), Vec::new())
             }
             Fault::KillNode | Fault::KillLeaderNode | Fault::KillBroker => {
