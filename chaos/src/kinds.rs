@@ -160,10 +160,16 @@ impl Fault {
         self != Self::FullDiskMajority
     }
 
-    /// Whether the two leave a majority of the kernel's disks as they were.
+    /// Whether its node is told by a file on its disk.
+    fn needs_order(self) -> bool {
+        matches!(self, Self::FailedFsync | Self::TornWrite)
+    }
+
+    /// Whether the two leave a majority of the kernel's disks as they were, and room for an order.
     #[must_use]
     pub fn goes_with(self, second: Self) -> bool {
-        second.can_be_second() && !(self.destroys() && second.destroys())
+        let has_no_room = self == Self::FullDiskMajority && second.needs_order();
+        second.can_be_second() && !has_no_room && !(self.destroys() && second.destroys())
     }
 }
 
