@@ -20,7 +20,8 @@ use callboard_policy::{
     prewarm::PoolBounds,
 };
 use callboard_protocol::{
-    ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
+    ActorKind, ClusterId, DiskId, Incarnation, KernelId, NodeId, OwnerId, ReplicaId,
+    SubjectPattern,
     control::{KernelOptions, KernelSpec, NodeHealth, Origin, ReplicaSpec, Standing},
     kernel::{CellOutcome, KernelPhase, Level, ReplicaRole},
 };
@@ -28,7 +29,7 @@ use callboard_replicated::{
     ChunkExchange, ChunkPins, ChunkStore, ChunkStoreOptions, RealDisk, Replicator,
     ReplicatorOptions,
 };
-use callboard_transport::{FaultPlan, Lanes, MemoryNet};
+use callboard_transport::{Bus, FaultPlan, Lanes, MemoryNet, Subscription};
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
 
@@ -313,6 +314,16 @@ impl Cluster {
         }
         let bus = self.net.connect("client");
         Client::new(bus, ClusterId::new("test").unwrap()).kernel(spec.kernel)
+    }
+
+    /// The control plane's place on the bus, and what members report to it.
+    pub(crate) async fn control(&self) -> (Arc<dyn Bus>, Subscription) {
+        let cluster = ClusterId::new("test").unwrap();
+        let id = "main".to_owned();
+        let pattern = SubjectPattern::Verbs { cluster, kind: ActorKind::Control, id };
+        let control = self.net.connect("control");
+        let reports = control.subscribe(&pattern).await.unwrap();
+        (control, reports)
     }
 
     pub(crate) fn client(&self) -> KernelClient {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use callboard_client::{ExecuteEvent, ExecuteOptions};
 use callboard_kernel::{Replica, ReplicaArgs, ReplicaMsg};
 use callboard_protocol::{
-    ActorKind, ClusterId, DiskId, ReplicaId, SubjectPattern,
+    DiskId, ReplicaId,
     control::{MemberChange, MemberChanged, Recovery, ReplicaSpec, Standing},
     kernel::{CellOutcome, Level},
 };
@@ -155,11 +155,7 @@ async fn a_lost_member_is_replaced_by_one_that_has_everything() {
     let lost = executor(&client).await;
     cluster.kill_node(lost).await;
     assert_eq!(value(&client, "int(big[-1])").await, "299999");
-    let id = ClusterId::new("test").unwrap();
-    let pattern =
-        SubjectPattern::Verbs { cluster: id, kind: ActorKind::Control, id: "main".to_owned() };
-    let control = cluster.net.connect("control");
-    let mut reports = control.subscribe(&pattern).await.unwrap();
+    let (control, mut reports) = cluster.control().await;
     cluster.change_spec(|spec| {
         spec.replicas.get_mut(&ReplicaId(lost)).unwrap().standing = Standing::Leaver;
         let (disk, standing) = (DiskId::generate(), Standing::Joiner);
@@ -235,10 +231,7 @@ async fn a_kernel_goes_on_with_one_survivor_of_a_lost_majority() {
         spec.generation = 1;
         spec.recovery = Some(Recovery { from: ReplicaId(3), cause: cause.clone() });
     });
-    let id = ClusterId::new("test").unwrap();
-    let pattern =
-        SubjectPattern::Verbs { cluster: id, kind: ActorKind::Control, id: "main".to_owned() };
-    let mut reports = cluster.net.connect("control").subscribe(&pattern).await.unwrap();
+    let (_control, mut reports) = cluster.control().await;
     let args =
         ReplicaArgs { spec: cluster.spec.clone(), replica: ReplicaId(4), context: old.context };
     let (actor, _task) = Actor::spawn(None, Replica, args).await.unwrap();

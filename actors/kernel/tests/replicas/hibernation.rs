@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use callboard_kernel::ReplicaMsg;
 use callboard_policy::hibernation::HibernationConfig;
 use callboard_protocol::{
-    ActorKind, ClusterId, DiskId, ReplicaId, SubjectPattern,
+    DiskId, ReplicaId,
     control::{MemberChange, MemberChanged, NodeHealth, ReplicaSpec, Standing},
     kernel::KernelPhase,
 };
@@ -153,11 +153,7 @@ async fn a_change_of_its_members_wakes_a_kernel_and_it_sleeps_again_when_they_ar
     let executing = executor(&client).await;
     let leaver = (1..=3).find(|n| *n != executing).unwrap();
     cluster.all_asleep().await;
-    let id = ClusterId::new("test").unwrap();
-    let pattern =
-        SubjectPattern::Verbs { cluster: id, kind: ActorKind::Control, id: "main".to_owned() };
-    let control = cluster.net.connect("control");
-    let mut reports = control.subscribe(&pattern).await.unwrap();
+    let (control, mut reports) = cluster.control().await;
     cluster.change_spec(|spec| {
         spec.replicas.get_mut(&ReplicaId(leaver)).unwrap().standing = Standing::Leaver;
         let (disk, standing) = (DiskId::generate(), Standing::Joiner);
