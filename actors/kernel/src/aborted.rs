@@ -62,6 +62,23 @@ pub(crate) fn aborted(kernel: KernelId, request: &JupyterMessage) -> [JupyterMes
     ]
 }
 
+/// A status of the kernel that no request caused.
+pub(crate) fn status(kernel: KernelId, state: &str) -> JupyterMessage {
+    let header = serde_json::json!({
+        "msg_id": uuid::Uuid::new_v4(), "msg_type": "status", "session": kernel,
+        "username": "callboard", "version": "5.4", "date": null,
+    });
+    let content = serde_json::json!({ "execution_state": state });
+    JupyterMessage {
+        channel: Channel::Iopub,
+        header: Bytes::from(header.to_string()),
+        parent_header: Bytes::from_static(b"{}"),
+        metadata: Bytes::from_static(b"{}"),
+        content: Bytes::from(content.to_string()),
+        buffers: Vec::new(),
+    }
+}
+
 /// A line that a cell shows on its standard error, though it did not write it.
 pub(crate) fn said(kernel: KernelId, msg_id: &str, text: &str) -> JupyterMessage {
     let header = serde_json::json!({

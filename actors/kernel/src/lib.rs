@@ -7,6 +7,7 @@
 mod aborted;
 mod cell_traces;
 mod chunk_list;
+mod cursors;
 mod held;
 mod machine;
 mod publisher;
@@ -39,6 +40,7 @@ use callboard_transport::Lanes;
 use tokio::sync::watch;
 
 pub use chunk_list::IndexError;
+pub use cursors::Cursors;
 pub use machine::KernelMachine;
 pub use python::{Cgroups, FileOptions, Isolation, PipPolicy, PythonConfig, PythonPool};
 pub use replica::{Replica, ReplicaMsg};
@@ -87,6 +89,8 @@ pub struct NodeContext {
     pub hibernation: HibernationConfig,
     /// What the node reports of its load.
     pub stats: Arc<NodeStats>,
+    /// How far front-ends have seen its kernels' outputs.
+    pub cursors: Cursors,
 }
 
 /// How a node keeps kernels that have nothing to do, unless they say otherwise.

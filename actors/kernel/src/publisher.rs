@@ -1,16 +1,19 @@
 //! Sends a kernel's events in order, without making the replica wait for the broker.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use callboard_protocol::{
     ActorKind, Answer, ClusterId, Envelope, KernelId, OwnerId, Subject,
     jupyter::JupyterMessage,
-    kernel::{CellEnd, OutputPlace},
+    kernel::{CellEnd, OutputCursor, OutputPlace, TookOver},
 };
 use callboard_transport::{Bus, ReplyTo};
 use tokio::sync::mpsc;
 
+/// Longest output that is sent as it comes: what the broker takes. Clients fetch a longer one from the
+/// log.
+const SENT_BYTES_MAX: usize = 1000 << 10;
 /// Events that may wait for the broker. What is dropped beyond it is in the log: clients notice
 /// the gap by its cursor and fetch it.
 const EVENTS_WAITING_MAX: usize = 10_000;
@@ -28,6 +31,7 @@ pub(crate) struct Publisher {
     cluster: ClusterId,
     kernel: KernelId,
     owner: OwnerId,
+    last_output: Arc<Mutex<Option<OutputCursor>>>,
 }
 
 impl Publisher {
@@ -53,20 +57,49 @@ impl Publisher {
                 }
             }
         });
-        Self { queue, cluster, kernel, owner }
+        Self { queue, cluster, kernel, owner, last_output: Arc::default() }
     }
 
     /// Sends a Jupyter message to whoever follows the kernel.
     pub(crate) fn emitted(&self, message: &JupyterMessage, place: Option<OutputPlace>) {
-        let envelope = Envelope { cursor: place, ..Envelope::new(self.owner.clone()) };
-        self.send("emitted", envelope, message.encode());
+        let after = {
+            let mut last = self.last_output.lock().unwrap_or_else(PoisonError::into_inner);
+            match place {
+                Some(place) => {
+                    *last = Some(place.cursor);
+                    None
+                }
+                None => *last,
+            }
+        };
+        let message = message.encode();
+        if place.is_some() && message.len() > SENT_BYTES_MAX {
+            return;
+        }
+        let envelope = Envelope { cursor: place, after, ..Envelope::new(self.owner.clone()) };
+        self.send("emitted", envelope, message);
+    }
+
+    /// Tells whoever follows the kernel that its log is about to have all outputs up to `last`: some of
+    /// them were too large to be sent.
+    pub(crate) fn stored(&self, last: OutputCursor) {
+        self.say("stored", &last);
+    }
+
+    /// Tells whoever follows the kernel that it has another executor.
+    pub(crate) fn took_over(&self, event: &TookOver) {
+        self.say("took_over", event);
     }
 
     /// Tells whoever follows the kernel that a cell ended.
     pub(crate) fn ended(&self, end: &CellEnd) {
-        match serde_json::to_vec(end) {
-            Ok(json) => self.send("ended", Envelope::new(self.owner.clone()), Bytes::from(json)),
-            Err(error) => tracing::error!(%error, "a cell's end cannot be written as JSON"),
+        self.say("ended", end);
+    }
+
+    fn say<T: serde::Serialize>(&self, event: &str, body: &T) {
+        match serde_json::to_vec(body) {
+            Ok(json) => self.send(event, Envelope::new(self.owner.clone()), Bytes::from(json)),
+            Err(error) => tracing::error!(%error, event, "an event cannot be written as JSON"),
         }
     }
 

@@ -27,6 +27,8 @@ pub(crate) enum Asked {
     Outputs,
     /// The kernel's status.
     Show,
+    /// How far a front-end's session is, or was; JSON.
+    Seen,
     /// A verb of the kernel's history; JSON.
     Undo,
     /// A piece of a chunk of the kernel's state; JSON.
@@ -59,6 +61,11 @@ pub(crate) fn is_show(message: &Message) -> bool {
     message.subject.last() == "show"
 }
 
+/// Whether a message says or asks how far a front-end's session is.
+pub(crate) fn is_seen(message: &Message) -> bool {
+    message.subject.last() == "seen"
+}
+
 /// Whether a message only says which generation of the kernel's group lives.
 pub(crate) fn is_generation(message: &Message) -> bool {
     message.subject.last() == "generation"
@@ -81,7 +88,10 @@ pub(crate) fn parse(message: &Message) -> Result<Asked, Fault> {
         "stdin" => Channel::Stdin,
         "outputs" => return Ok(Asked::Outputs),
         "show" => return Ok(Asked::Show),
-        "log" | "checkpoint" | "rewind" | "manifest" | "seed" => return Ok(Asked::Undo),
+        "seen" => return Ok(Asked::Seen),
+        "log" | "checkpoint" | "rewind" | "restart" | "manifest" | "seed" => {
+            return Ok(Asked::Undo);
+        }
         "chunk" => return Ok(Asked::GetChunk),
         "put_chunk" => return Ok(Asked::PutChunk),
         "alive" => return Ok(Asked::Alive),
@@ -91,7 +101,7 @@ pub(crate) fn parse(message: &Message) -> Result<Asked, Fault> {
                 FaultCode::BadRequest,
                 format!(
                     "a kernel has no verb '{verb}': use shell, control, stdin, outputs, show, \
-                     log, checkpoint, rewind or manifest"
+                     log, checkpoint, rewind, restart or manifest"
                 ),
             ));
         }

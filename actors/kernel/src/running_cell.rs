@@ -62,6 +62,8 @@ pub(crate) struct RunningCell {
     proposed: Vec<PlacedOutput>,
     unlogged: Vec<PlacedOutput>,
     unlogged_bytes: usize,
+    /// Whether outputs are being stored on a majority; those after them wait.
+    is_storing: bool,
 }
 
 /// A cell that is over, with what is not in the log yet.
@@ -98,6 +100,7 @@ impl RunningCell {
             proposed: Vec::new(),
             unlogged: Vec::new(),
             unlogged_bytes: 0,
+            is_storing: false,
         }
     }
 
@@ -131,7 +134,7 @@ impl RunningCell {
 
     /// Outputs that should go to the log while the cell runs on.
     pub(crate) fn take_unlogged(&mut self, is_due: bool) -> Vec<PlacedOutput> {
-        if is_due || self.unlogged_bytes >= UNLOGGED_BYTES_MAX {
+        if !self.is_storing && (is_due || self.unlogged_bytes >= UNLOGGED_BYTES_MAX) {
             self.unlogged_bytes = 0;
             let due = std::mem::take(&mut self.unlogged);
             self.proposed.extend(due.iter().cloned());
@@ -139,6 +142,11 @@ impl RunningCell {
         } else {
             Vec::new()
         }
+    }
+
+    /// Holds later outputs back while large ones are stored, so that the log has all in order.
+    pub(crate) fn storing(&mut self, is_storing: bool) {
+        self.is_storing = is_storing;
     }
 
     /// Takes outputs back that could not go to the log yet.

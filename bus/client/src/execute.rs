@@ -20,12 +20,14 @@ use tokio::{
 use tracing::Span;
 use uuid::Uuid;
 
-use crate::{kernel::KernelClient, ledger::Ledger, request::execute_request};
+use crate::{
+    kernel::{KernelClient, exists},
+    ledger::Ledger,
+    request::execute_request,
+};
 
 /// Pause before outputs are asked for again that the log did not have yet.
 const FETCH_PAUSE: Duration = Duration::from_millis(250);
-/// How long the control plane is asked whether a kernel exists of which nobody answers.
-const FIND_PATIENCE: Duration = Duration::from_secs(2);
 
 /// When a request is sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -428,15 +430,6 @@ impl Execution {
             self.msg_id
         );
         Fault::maybe_executed(FaultCode::TimedOut, text)
-    }
-}
-
-/// Asks the control plane whether a kernel of which nobody answers exists at all.
-async fn exists(kernel: &KernelClient) -> Result<(), Fault> {
-    let control = kernel.client().control().with_patience(FIND_PATIENCE);
-    match control.find_kernel(&kernel.id().to_string()).await {
-        Err(fault) if fault.code == FaultCode::NotFound => Err(fault),
-        Ok(_) | Err(_) => Ok(()),
     }
 }
 

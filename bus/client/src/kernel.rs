@@ -10,20 +10,23 @@ use callboard_protocol::{
     ActorKind, Answer, Fault, FaultCode, KernelId, Subject, SubjectPattern,
     history::{
         ChunkPiece, ChunkProgress, GetChunk, GetManifest, KeepState, KernelHistory, Manifest,
-        PutChunk, Rewind, RewindPlan, SeedPage, SeedProgress,
+        PutChunk, Restart, Rewind, RewindPlan, SeedPage, SeedProgress,
     },
-    kernel::{Accepted, GetOutputs, KernelStatus, OutputCursor, Outputs},
+    kernel::{
+        Accepted, GetOutputs, KernelStatus, OutputCursor, Outputs, Seen, SeenAnswer, SessionPlace,
+    },
 };
 use callboard_transport::{
     BusError, Subscription,
     telemetry::inject_from,
-    typed::{ask, bus_fault},
+    typed::{announce, ask, bus_fault},
 };
 use tokio::time::Instant;
 use tracing::Span;
 use uuid::Uuid;
 
 use crate::{
+    channels::Channels,
     client::Client,
     execute::{ExecuteOptions, Execution},
     request::control_request,
@@ -31,11 +34,13 @@ use crate::{
 
 /// How long a query of a kernel waits for its answer.
 const QUERY_DEADLINE: Duration = Duration::from_secs(5);
-/// When `show` is asked again at first.
-const SHOW_AGAIN_AFTER: Duration = Duration::from_millis(150);
+/// How long the control plane is asked whether a kernel exists of which nobody answers.
+const FIND_PATIENCE: Duration = Duration::from_secs(2);
+/// When a look that nobody answered is tried again at first.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(150);
 
-/// How often a rewind is sent before its fate is left to the user: longer than an election takes.
-const REWIND_TRIES_MAX: u32 = 3;
+/// How often a wish is sent before its fate is left to the user: longer than an election takes.
+const WISH_TRIES_MAX: u32 = 3;
 
 /// How often a kernel that was just started is asked, and the pause between: its group has to form.
 const NEW_KERNEL_TRIES_MAX: u32 = 20;
@@ -71,6 +76,13 @@ impl KernelClient {
         Execution::new(self.clone(), code, options)
     }
 
+    /// The kernel's channels as a Jupyter front-end has them. Nothing is sent before
+    /// [`Channels::next`] is first awaited.
+    #[must_use]
+    pub fn channels(&self, session: &str) -> Channels {
+        Channels::new(self.clone(), session)
+    }
+
     /// Interrupts the cell that runs, as Ctrl-C would.
     ///
     /// # Errors
@@ -89,7 +101,51 @@ impl KernelClient {
     /// # Errors
     /// The kernel's refusal, or a [`Fault`] if no replica answers.
     pub async fn outputs(&self, since: OutputCursor) -> Result<Outputs, Fault> {
-        self.query("outputs", &GetOutputs { since }).await
+        let mut page: Outputs = self.query("outputs", &GetOutputs { since, offset: 0 }).await?;
+        let mut pieces = Vec::new();
+        while let (Some(part), Some(output)) = (page.part, page.outputs.first_mut()) {
+            pieces.push(std::mem::take(&mut output.message));
+            let offset = pieces.iter().map(|piece| piece.len() as u64).sum();
+            if offset >= part.length {
+                output.message = pieces.concat().into();
+                page.part = None;
+                break;
+            }
+            page = self.query("outputs", &GetOutputs { since, offset }).await?;
+            if page.part.is_none_or(|part| part.offset != offset) {
+                let text = "the output changed while it was read: ask again";
+                return Err(Fault::new(FaultCode::Unavailable, text));
+            }
+        }
+        Ok(page)
+    }
+
+    /// How far a session was when its last front-end went, and the last output there is.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`].
+    pub async fn seen(&self, session: &str) -> Result<SeenAnswer, Fault> {
+        self.look("seen", &Seen { session: session.to_owned(), place: None }).await
+    }
+
+    /// Tells the kernel's replicas how far a session is. Not answered.
+    ///
+    /// # Errors
+    /// A [`Fault`] if the broker is unreachable or does not permit it.
+    pub async fn note_seen(&self, session: &str, place: SessionPlace) -> Result<(), Fault> {
+        let (subject, envelope) = (self.subject("seen"), self.client.envelope());
+        let seen = Seen { session: session.to_owned(), place: Some(place) };
+        announce(self.client.bus().as_ref(), &subject, &envelope, &seen).await
+    }
+
+    /// Ends what runs and waits, and has the session begin anew: its variables go, its files stay.
+    /// Sent again under the same id until it is answered.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`].
+    pub async fn restart(&self) -> Result<(), Fault> {
+        let wish = Restart { id: Uuid::now_v7().to_string() };
+        self.carried_out("restart", &wish).await
     }
 
     /// What the kernel and its replicas are doing.
@@ -97,19 +153,7 @@ impl KernelClient {
     /// # Errors
     /// As [`Self::outputs`].
     pub async fn show(&self) -> Result<KernelStatus, Fault> {
-        // Only the leader answers. A replica that just started hears the question and stays silent
-        // until one is elected, which takes less than a second: ask again soon, then with patience.
-        let until = Instant::now() + QUERY_DEADLINE;
-        let mut patience = SHOW_AGAIN_AFTER;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            match self.query_within("show", &(), patience.min(left)).await {
-                Err(fault) if fault.code == FaultCode::TimedOut && Instant::now() < until => {
-                    patience *= 2;
-                }
-                answer => return answer,
-            }
-        }
+        self.look("show", &()).await
     }
 
     /// What the kernel can go back to.
@@ -134,14 +178,7 @@ impl KernelClient {
     /// # Errors
     /// As [`Self::outputs`]; the kernel's refusal.
     pub async fn rewind(&self, wish: &Rewind) -> Result<RewindPlan, Fault> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match self.query("rewind", wish).await {
-                Err(fault) if tries < REWIND_TRIES_MAX && is_passing(&fault) => {}
-                result => return result,
-            }
-        }
+        self.carried_out("rewind", wish).await
     }
 
     /// A page of a state's manifest.
@@ -174,6 +211,43 @@ impl KernelClient {
     /// As [`Self::outputs`]; the kernel's refusal.
     pub async fn seed(&self, page: &SeedPage) -> Result<SeedProgress, Fault> {
         self.query_again("seed", page).await
+    }
+
+    /// Asks what costs nothing to answer.
+    async fn look<Req, Rep>(&self, verb: &str, request: &Req) -> Result<Rep, Fault>
+    where
+        Req: serde::Serialize + Sync,
+        Rep: serde::de::DeserializeOwned,
+    {
+        // Only the leader answers. A replica that just started hears the question and stays silent
+        // until one is elected, which takes less than a second: ask again soon, then with patience.
+        let until = Instant::now() + QUERY_DEADLINE;
+        let mut patience = LOOK_AGAIN_AFTER;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.query_within(verb, request, patience.min(left)).await {
+                Err(fault) if fault.code == FaultCode::TimedOut && Instant::now() < until => {
+                    patience *= 2;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Sends a wish that is carried out once per id, again if its answer is lost.
+    async fn carried_out<Req, Rep>(&self, verb: &str, wish: &Req) -> Result<Rep, Fault>
+    where
+        Req: serde::Serialize + Sync,
+        Rep: serde::de::DeserializeOwned,
+    {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.query(verb, wish).await {
+                Err(fault) if tries < WISH_TRIES_MAX && is_passing(&fault) => {}
+                result => return result,
+            }
+        }
     }
 
     /// Asks a kernel that has just been started, and may have no leader yet. Saying it twice is
@@ -275,6 +349,15 @@ impl KernelClient {
     {
         let (subject, envelope) = (self.subject(verb), self.client.envelope());
         ask(self.client.bus().as_ref(), &subject, &envelope, request, deadline).await
+    }
+}
+
+/// Asks the control plane whether a kernel of which nobody answers exists at all.
+pub(crate) async fn exists(kernel: &KernelClient) -> Result<(), Fault> {
+    let control = kernel.client().control().with_patience(FIND_PATIENCE);
+    match control.find_kernel(&kernel.id().to_string()).await {
+        Err(fault) if fault.code == FaultCode::NotFound => Err(fault),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Invariant: nothing here runs without being polled; no task is spawned.
 
+pub mod channels;
 pub mod client;
 pub mod control;
 pub mod date;
@@ -10,7 +11,10 @@ pub mod execute;
 pub mod kernel;
 pub mod ledger;
 pub mod request;
+pub mod said;
+pub mod stream;
 
+pub use channels::{Channels, Delivery};
 pub use client::{Client, ClusterEvent, EventStream};
 pub use control::ControlClient;
 pub use execute::{ExecuteEvent, ExecuteOptions, Execution, Resend};

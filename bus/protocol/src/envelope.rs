@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, MessageId, OwnerId};
-use crate::kernel::OutputPlace;
+use crate::kernel::{OutputCursor, OutputPlace};
 
 /// Header with the owner.
 pub const HEADER_OWNER: &str = "Cb-Owner";
@@ -23,6 +23,8 @@ pub const HEADER_DEADLINE_MS: &str = "Cb-Deadline-Ms";
 pub const HEADER_EPOCH: &str = "Cb-Epoch";
 /// Header with the place of an output in its kernel's stream, `<term>.<number>.<cell>`.
 pub const HEADER_CURSOR: &str = "Cb-Cursor";
+/// Header with the place of the last output before a message that has none, `<term>.<number>`.
+pub const HEADER_AFTER: &str = "Cb-After";
 /// Header with the W3C trace context.
 pub const HEADER_TRACEPARENT: &str = "traceparent";
 
@@ -49,6 +51,10 @@ pub struct Envelope {
     pub epoch: Epoch,
     /// Place of an output in its kernel's stream; only on `emitted` events.
     pub cursor: Option<OutputPlace>,
+    /// Place of the last output before a message that has none itself, so that whoever missed that
+    /// output notices; only on `emitted` events.
+    #[serde(default)]
+    pub after: Option<OutputCursor>,
     /// W3C `traceparent`, if the sender is being traced.
     pub traceparent: Option<String>,
 }
@@ -64,6 +70,7 @@ impl Envelope {
             deadline_ms: None,
             epoch: Epoch::default(),
             cursor: None,
+            after: None,
             traceparent: None,
         }
     }
@@ -78,6 +85,7 @@ impl Envelope {
             deadline_ms: None,
             epoch: self.epoch,
             cursor: None,
+            after: None,
             traceparent: self.traceparent.clone(),
         }
     }
@@ -97,6 +105,7 @@ impl Envelope {
             headers.push((HEADER_EPOCH, self.epoch.to_string()));
         }
         headers.extend(self.cursor.map(|place| (HEADER_CURSOR, place.to_string())));
+        headers.extend(self.after.map(|cursor| (HEADER_AFTER, cursor.to_string())));
         if let Some(traceparent) = self.traceparent.as_ref().filter(|text| is_traceparent(text)) {
             headers.push((HEADER_TRACEPARENT, traceparent.clone()));
         }
@@ -129,6 +138,7 @@ impl Envelope {
             deadline_ms: parsed(HEADER_DEADLINE_MS, get(HEADER_DEADLINE_MS), bad),
             epoch: parsed(HEADER_EPOCH, get(HEADER_EPOCH), bad).map(Epoch).unwrap_or_default(),
             cursor: parsed(HEADER_CURSOR, get(HEADER_CURSOR), bad),
+            after: parsed(HEADER_AFTER, get(HEADER_AFTER), bad),
             traceparent: get(HEADER_TRACEPARENT).and_then(|text| {
                 if is_traceparent(text) {
                     return Some(text.to_owned());

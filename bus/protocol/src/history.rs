@@ -33,6 +33,8 @@ pub enum StepOutcome {
         /// The name it was kept under, if it was.
         checkpoint: Option<String>,
     },
+    /// The session began anew.
+    Restarted,
 }
 
 /// One step of a kernel's state.
@@ -101,6 +103,14 @@ pub struct Rewind {
     /// Whether only to say what would be done.
     #[serde(default)]
     pub plan_only: bool,
+}
+
+/// What `restart` takes: the session shall begin anew, with its files and without its variables.
+/// It answers `null`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// Identity of the wish; asked again under the same one, it is done once.
+    pub id: String,
 }
 
 /// What a rewind does, or did.

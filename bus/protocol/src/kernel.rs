@@ -75,6 +75,17 @@ pub enum CellOutcome {
     },
 }
 
+/// Body of the event `took_over`: another executor serves the kernel now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TookOver {
+    /// Its term.
+    pub term: Term,
+    /// Where it runs.
+    pub node: NodeId,
+    /// How the last executor that was lost was lost, for people.
+    pub last_loss: Option<String>,
+}
+
 /// Place of an output in its kernel's stream. Numbers start at 1 in each executor term.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -142,6 +153,22 @@ pub struct GetOutputs {
     /// Outputs after this place; the default asks from the start.
     #[serde(default)]
     pub since: OutputCursor,
+    /// Bytes of the first of them that are known already: for one that fits into no message.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub offset: u64,
+}
+
+fn is_none(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Which part of an output that fits into no message an answer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputPart {
+    /// Where the part begins.
+    pub offset: u64,
+    /// Bytes of the whole output.
+    pub length: u64,
 }
 
 /// Outputs after a cursor, as many as fit in one message.
@@ -153,6 +180,42 @@ pub struct Outputs {
     pub gap: bool,
     /// Whether more follow; ask again from the last cursor.
     pub more: bool,
+    /// How the cells of these outputs ended, those that did, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended: Vec<CellEnd>,
+    /// If the only output here is a part of one, which; ask for the next with `offset`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<OutputPart>,
+}
+
+/// How far a front-end's session has seen a kernel's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionPlace {
+    /// The last output it is known to have.
+    pub cursor: OutputCursor,
+    /// Outputs after this place have to be shown again if it comes back: before the first output
+    /// of the cell it has seen only the beginning of, else the same as `cursor`.
+    pub replay_from: OutputCursor,
+}
+
+/// What `seen` takes: how far a session is, or the question how far it was. Every replica keeps the
+/// answer in memory; whoever leads answers the question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// The front-end's session.
+    pub session: String,
+    /// How far it is; none asks.
+    #[serde(default)]
+    pub place: Option<SessionPlace>,
+}
+
+/// What `seen` answers to the question.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenAnswer {
+    /// How far the session was, if it is known.
+    pub place: Option<SessionPlace>,
+    /// The last output in the log; none if there is none, or the kernel hibernates.
+    pub last: Option<OutputCursor>,
 }
 
 /// One output of a kernel as kept in its log.

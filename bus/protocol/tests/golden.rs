@@ -63,6 +63,7 @@ fn envelope() -> Envelope {
         deadline_ms: Some(1500),
         epoch: Epoch(7),
         cursor: Some(place()),
+        after: None,
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
     }
 }
@@ -102,7 +103,7 @@ fn absent_and_malformed_headers_are_defaults() {
     assert_eq!(malformed, Vec::<&str>::new());
     assert_eq!(Envelope { message_id: read.message_id, ..Envelope::default() }, read);
     let (read, malformed) = Envelope::from_headers(|_| Some("no good value"));
-    assert_eq!(malformed.len(), 7, "{malformed:?}");
+    assert_eq!(malformed.len(), 8, "{malformed:?}");
     assert_eq!(Envelope { message_id: read.message_id, ..Envelope::default() }, read);
 }
 
@@ -133,13 +134,15 @@ fn kernel_messages_keep_their_first_version() {
     holds("accepted_ended", &Accepted { seq: Seq(5), state: completed });
     let cause = "executor lost on node-2: killed by signal 9".to_owned();
     holds("cell_end_interrupted", &cell_end(CellOutcome::Interrupted { cause }));
-    holds("get_outputs", &GetOutputs { since: place().cursor });
+    holds("get_outputs", &GetOutputs { since: place().cursor, offset: 0 });
     holds(
         "outputs",
         &Outputs {
             outputs: vec![Output { place: place(), message: Bytes::from_static(b"\x00\x01frame") }],
             gap: true,
             more: false,
+            ended: Vec::new(),
+            part: None,
         },
     );
     let status = KernelStatus {

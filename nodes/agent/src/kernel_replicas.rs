@@ -61,6 +61,7 @@ impl ReplicaFactory for KernelReplicas {
     }
 
     fn forget(&self, kernel: KernelId, is_stopped: bool) {
+        self.context.cursors.forget(kernel);
         let files = self.context.files.clone();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = files.forget(kernel, is_stopped) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use callboard_kernel::{
-    Cgroups, Confinement, FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool,
+    Cgroups, Confinement, Cursors, FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool,
     UpkeepConfig,
     python::{CGROUP_ROOT, Isolation, Zygote, is_root, unpack_package},
 };
@@ -245,6 +245,7 @@ async fn start(
             run_dir,
             nodes: services.nodes.clone(),
             stats: Arc::new(NodeStats::default()),
+            cursors: Cursors::default(),
         };
         Ok(Arc::new(KernelReplicas::new(Arc::new(context))) as Arc<dyn ReplicaFactory>)
     };

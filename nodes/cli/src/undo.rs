@@ -54,6 +54,7 @@ fn row(step: &StepShown) -> Vec<String> {
         StepOutcome::Rewound { checkpoint: Some(name) } => {
             ("-".to_owned(), format!("rewind to {name}"))
         }
+        StepOutcome::Restarted => ("-".to_owned(), "restart".to_owned()),
         StepOutcome::Rewound { checkpoint: None } => ("-".to_owned(), format!("rewind to {cell}")),
     };
     vec![

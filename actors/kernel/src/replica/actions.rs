@@ -276,7 +276,7 @@ impl ReplicaState {
         self.step(Input::Finished { term, seq, outputs, delta });
     }
 
-    /// Puts outputs of a running cell in the log. Large ones wait for the cell's end.
+    /// Puts outputs in the log; large ones once a majority has their bytes.
     pub(super) fn log_outputs(&mut self, outputs: Vec<PlacedOutput>) {
         if outputs.is_empty() {
             return;
@@ -291,7 +291,41 @@ impl ReplicaState {
             return;
         }
         if let Some(cell) = &mut self.cell {
-            cell.put_back(outputs);
+            cell.storing(true);
+        }
+        let (context, me, voters) = (self.args.context.clone(), self.me.clone(), self.voters());
+        let (owner, majority) = (self.args.spec.owner.clone(), self.majority());
+        let life = self.python_life;
+        self.tasks.push(tokio::spawn(async move {
+            let stored = super::chunks::spread(&context, &owner, &voters, majority, chunks).await;
+            tell(&me, Internal::OutputsStored(life, entry, stored.map_err(|why| (why, outputs))));
+        }));
+    }
+
+    /// Large outputs are stored on a majority, or there is no room for them before their cell ends.
+    pub(super) fn outputs_stored(
+        &mut self,
+        entry: Entry,
+        stored: Result<(), (String, Vec<PlacedOutput>)>,
+    ) {
+        if let Some(cell) = &mut self.cell {
+            cell.storing(false);
+        }
+        match stored {
+            Ok(()) => {
+                if let Entry::Emit { outputs, .. } = &entry
+                    && let Some(last) = outputs.last()
+                {
+                    self.publisher.stored(last.place.cursor);
+                }
+                self.propose(entry);
+            }
+            Err((why, outputs)) => {
+                tracing::warn!(kernel = %self.args.spec.kernel, %why, "outputs are not stored yet");
+                if let Some(cell) = &mut self.cell {
+                    cell.put_back(outputs);
+                }
+            }
         }
     }
 

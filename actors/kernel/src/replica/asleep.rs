@@ -14,7 +14,7 @@ use callboard_policy::hibernation::{Sleeping, wake_delay_ms};
 use callboard_protocol::{
     Answer, NodeId, ReplicaId,
     control::NodeHealth,
-    kernel::{KernelStatus, ReplicaRole},
+    kernel::{KernelStatus, ReplicaRole, Seen, SeenAnswer},
 };
 use callboard_replicated::Dormant;
 use callboard_transport::{Message, typed};
@@ -104,6 +104,7 @@ impl Sleeper {
     pub(super) fn hear(&mut self, internal: &Internal) -> Heard {
         match internal {
             Internal::Bus(message) if requests::is_show(message) => self.answer_show(message),
+            Internal::Bus(message) if requests::is_seen(message) => self.seen(message),
             Internal::Bus(message) if requests::is_generation(message) => self.generation(message),
             Internal::Bus(_) => Heard::Call("a request"),
             Internal::OwnBus(message) if requests::is_about_sleep(message) => Heard::Nothing,
@@ -131,6 +132,7 @@ impl Sleeper {
             | Internal::Proposed(..)
             | Internal::Packed(..)
             | Internal::Stored(..)
+            | Internal::OutputsStored(..)
             | Internal::BaseReadable(..)
             | Internal::RestoreRead(..)
             | Internal::Membership
@@ -180,6 +182,26 @@ impl Sleeper {
     }
 
     /// Answers from the summary, if it is this replica's turn.
+    /// Notes how far a session is, or says how far it was.
+    fn seen(&self, message: &Message) -> Heard {
+        let (context, kernel) = (&self.kept.args.context, self.kept.args.spec.kernel);
+        match typed::decode::<Seen>(message) {
+            Ok(Seen { session, place: Some(place) }) => {
+                context.cursors.note(kernel, session, place);
+            }
+            Ok(Seen { session, place: None }) => {
+                let answers = self.sleeping.answers(&context.nodes.borrow());
+                if let Some(reply_to) = message.reply_to.as_ref().filter(|_| answers) {
+                    let place = context.cursors.of(kernel, &session);
+                    let answer = SeenAnswer { place, last: None };
+                    self.kept.publisher.answer(reply_to, &Answer::Ok(answer));
+                }
+            }
+            Err(_) => {}
+        }
+        Heard::Nothing
+    }
+
     fn answer_show(&self, message: &Message) -> Heard {
         let nodes = self.kept.args.context.nodes.borrow();
         if !self.sleeping.answers(&nodes) {

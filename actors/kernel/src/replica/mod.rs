@@ -50,7 +50,7 @@ use life::Life;
 use starting::Tasks;
 
 use crate::{
-    KernelMachine, ReplicaArgs,
+    KernelMachine, ReplicaArgs, aborted,
     cell_traces::CellTraces,
     held::HeldState,
     publisher::Publisher,
@@ -104,6 +104,8 @@ pub enum Internal {
     Packed(u64, Box<actions::Packed>),
     /// A finished cell's bytes are stored, or there is no room for them; it can go to the log.
     Stored(Box<Stored>),
+    /// Large outputs of the given life of Python are stored, or there is no room for them.
+    OutputsStored(u64, Entry, Result<(), (String, Vec<PlacedOutput>)>),
     /// Whether all chunks of the state can be read here, and whether all that the log names can.
     BaseReadable(bool, bool),
     /// The state of a term could be read and was handed to Python, or not.
@@ -257,6 +259,10 @@ impl ReplicaState {
             Internal::Packed(life, packed) if life == self.python_life => self.packed(*packed),
             Internal::Packed(..) => {}
             Internal::Stored(stored) => self.stored(*stored),
+            Internal::OutputsStored(life, entry, stored) if life == self.python_life => {
+                self.outputs_stored(entry, stored);
+            }
+            Internal::OutputsStored(..) => {}
             Internal::BaseReadable(readable, complete) => {
                 self.chunks_complete = complete;
                 let readable = readable && !self.is_beginning();
@@ -306,7 +312,8 @@ impl ReplicaState {
 
     fn asked(&mut self, message: Message) {
         // A look at a kernel does not keep it awake.
-        if !requests::is_show(&message) && !requests::is_generation(&message) {
+        let is_look = requests::is_show(&message) || requests::is_seen(&message);
+        if !is_look && !requests::is_generation(&message) {
             self.active();
         }
         match requests::parse(&message) {
@@ -330,6 +337,7 @@ impl ReplicaState {
             Ok(Asked::Interrupt(jupyter)) => self.interrupt(&message, &jupyter),
             Ok(Asked::Outputs) => self.answer_outputs(&message),
             Ok(Asked::Show) => self.answer_show(&message),
+            Ok(Asked::Seen) => self.seen(&message),
             Ok(Asked::Undo) => self.undo_verb(&message),
             Ok(Asked::GetChunk | Asked::PutChunk) if !self.group.is_leader() => {}
             Ok(Asked::GetChunk) => self.give_chunk(&message),
@@ -352,10 +360,15 @@ impl ReplicaState {
                     Applied::Completed(_)
                         | Applied::Emitted
                         | Applied::Rewound { .. }
+                        | Applied::Restarted { .. }
                         | Applied::Begun
                         | Applied::Closed { .. }
                 ) {
                     self.chunk_keeper.look();
+                }
+                if matches!(output, Applied::Restarted { .. }) && self.group.is_leader() {
+                    let restarting = aborted::status(self.args.spec.kernel, "restarting");
+                    self.publisher.emitted(&restarting, None);
                 }
                 if let Applied::Completed(end) = &output {
                     self.grant_wish(end.seq);

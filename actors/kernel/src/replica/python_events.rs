@@ -4,7 +4,7 @@ use callboard_policy::terms::{Input, PythonPhase};
 use callboard_protocol::{
     Seq, Term,
     jupyter::{Channel, JupyterMessage},
-    kernel::Level,
+    kernel::{Level, TookOver},
 };
 
 use super::ReplicaState;
@@ -46,6 +46,9 @@ impl ReplicaState {
                 }
                 if let PythonPhase::Restoring(term) = self.executor.python() {
                     self.step(Input::Restored(term));
+                    let last_loss = self.read(|log| log.last_loss().map(str::to_owned));
+                    let node = self.args.context.node.clone();
+                    self.publisher.took_over(&TookOver { term, node, last_loss });
                 }
             }
             PythonEvent::NotReady(_) | PythonEvent::Exited { .. } => self.python_gone(&event),

@@ -8,8 +8,8 @@ use callboard_protocol::{
     control::NodeHealth,
     jupyter::JupyterMessage,
     kernel::{
-        Accepted, CellState, GetOutputs, KernelPhase, KernelStatus, Output, Outputs, ReplicaRole,
-        ReplicaStatus,
+        Accepted, CellState, GetOutputs, KernelPhase, KernelStatus, Output, OutputPart, Outputs,
+        ReplicaRole, ReplicaStatus, Seen, SeenAnswer,
     },
 };
 use callboard_transport::{Message, typed};
@@ -23,6 +23,8 @@ use crate::{
 /// Bytes of outputs in one answer. In base64 and with JSON around it, it stays under the broker's
 /// usual limit of 1 MiB.
 const ANSWER_BYTES_MAX: u64 = 512 << 10;
+/// The same of a part of one output.
+const PART_BYTES_MAX: usize = 512 << 10;
 
 const PASSED_ON: Accepted = Accepted { seq: Seq(0), state: CellState::Pending };
 
@@ -118,11 +120,11 @@ impl ReplicaState {
         } else {
             typed::decode::<GetOutputs>(message)
         };
-        let since = match asked {
-            Ok(asked) => asked.since,
+        let GetOutputs { since, offset } = match asked {
+            Ok(asked) => asked,
             Err(fault) => return self.refuse(message, fault),
         };
-        let (picked, gap, more) = self.read(|log| {
+        let (picked, gap, more, ended) = self.read(|log| {
             let (outputs, gap) = log.outputs_since(since);
             let (mut picked, mut bytes, mut more) = (Vec::new(), 0, false);
             for output in outputs {
@@ -131,16 +133,24 @@ impl ReplicaState {
                     more = true;
                     break;
                 }
-                picked.push(output.clone());
+                picked.push(LoggedOutput::clone(output));
             }
-            (picked, gap, more)
+            let cells = || picked.iter().map(|output| output.place.cell).filter(|it| *it != Seq(0));
+            let ended = match (cells().min(), cells().max()) {
+                (Some(first), Some(last)) => log.ends_between(first, last),
+                _ => Vec::new(),
+            };
+            (picked, gap, more, ended)
         });
         let Some(reply_to) = message.reply_to.clone() else { return };
         let (context, owner) = (self.args.context.clone(), self.args.spec.owner.clone());
         let (publisher, peers) = (self.publisher.clone(), self.peers());
         tokio::spawn(async move {
             let (outputs, lost) = load(&context, &owner, &peers, picked).await;
-            let answer: Answer<Outputs> = Answer::Ok(Outputs { outputs, gap: gap || lost, more });
+            let gap = gap || lost;
+            let mut answer = Outputs { outputs, gap, more, ended, part: None };
+            cut(&mut answer, offset);
+            let answer = Answer::Ok(answer);
             publisher.answer(&reply_to, &answer);
         });
     }
@@ -149,6 +159,23 @@ impl ReplicaState {
     pub(super) fn answer_show(&self, message: &Message) {
         if self.group.is_leader() {
             self.answer_with(message, Ok(self.status()));
+        }
+    }
+
+    /// Notes how far a session is, or says how far it was.
+    pub(super) fn seen(&self, message: &Message) {
+        let (context, kernel) = (&self.args.context, self.args.spec.kernel);
+        match typed::decode::<Seen>(message) {
+            Ok(Seen { session, place: Some(place) }) => {
+                context.cursors.note(kernel, session, place);
+            }
+            Ok(Seen { session, place: None }) if self.group.is_leader() => {
+                let place = context.cursors.of(kernel, &session);
+                let last = self.read(KernelLog::last_output);
+                self.answer_with(message, Ok(SeenAnswer { place, last }));
+            }
+            Err(fault) if self.group.is_leader() => self.refuse(message, fault),
+            Ok(_) | Err(_) => {}
         }
     }
 
@@ -232,6 +259,19 @@ fn names_of(log: &KernelLog, kind: &str) -> Vec<String> {
     let mut names: Vec<String> = groups.flat_map(|group| group.names.iter().cloned()).collect();
     names.sort_unstable();
     names
+}
+
+/// Leaves of an output that is too large for one answer the part from `offset` on.
+fn cut(answer: &mut Outputs, offset: u64) {
+    let [output] = &mut answer.outputs[..] else { return };
+    let length = output.message.len();
+    let begin = usize::try_from(offset).map_or(length, |offset| offset.min(length));
+    let end = length.min(begin + PART_BYTES_MAX);
+    if (begin, end) != (0, length) {
+        output.message = output.message.slice(begin..end);
+        answer.part = Some(OutputPart { offset: begin as u64, length: length as u64 });
+        answer.more |= end < length;
+    }
 }
 
 /// Reads logged outputs back; an output whose bytes can be had nowhere is left out.

@@ -6,7 +6,9 @@ use callboard_policy::terms::{Applied, Entry, KernelLog, RewindTo, StateGroup, U
 use callboard_protocol::{
     Answer, Fault, FaultCode, Seq,
     control::Origin,
-    history::{GetManifest, KeepState, Manifest, Rewind, RewindPlan, SeedPage, SeedProgress},
+    history::{
+        GetManifest, KeepState, Manifest, Restart, Rewind, RewindPlan, SeedPage, SeedProgress,
+    },
 };
 use callboard_replicated::{Group, ProposeError};
 use callboard_transport::{Message, typed};
@@ -39,6 +41,10 @@ impl ReplicaState {
             },
             "checkpoint" => match typed::decode(message) {
                 Ok(wish) => self.keep_state(message, wish),
+                Err(fault) => self.refuse(message, fault),
+            },
+            "restart" => match typed::decode(message) {
+                Ok(wish) => self.restart(message, wish),
                 Err(fault) => self.refuse(message, fault),
             },
             _ => match typed::decode(message) {
@@ -105,6 +111,19 @@ impl ReplicaState {
         let entry = Entry::Rewind { id: wish.id, at: plan.position, to };
         self.propose_for(message, entry, move |applied, _| match applied {
             Applied::Rewound { .. } => Ok(plan),
+            other => Err(declined(other)),
+        });
+    }
+
+    /// Ends what runs and waits, and has the session begin anew.
+    fn restart(&mut self, message: &Message, Restart { id }: Restart) {
+        if self.read(|log| log.rewound_by(&id).is_some()) {
+            return self.answer_with(message, Ok(()));
+        }
+        tracing::info!(kernel = %self.args.spec.kernel, "restarting");
+        self.propose_for(message, Entry::Restart { id }, |applied, _| match applied {
+            // Ignored: it was done under this id meanwhile.
+            Applied::Restarted { .. } | Applied::Ignored => Ok(()),
             other => Err(declined(other)),
         });
     }

@@ -9,8 +9,8 @@ use std::{
 
 use callboard_client::{Client, ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_kernel::{
-    Cgroups, Confinement, FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool, Replica,
-    ReplicaArgs, ReplicaMsg, UpkeepConfig,
+    Cgroups, Confinement, Cursors, FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool,
+    Replica, ReplicaArgs, ReplicaMsg, UpkeepConfig,
     python::{Zygote, unpack_package},
 };
 use callboard_policy::{
@@ -210,6 +210,7 @@ impl Cluster {
             nodes: self.nodes.subscribe(),
             hibernation: self.hibernation,
             stats: Arc::new(NodeStats::default()),
+            cursors: Cursors::default(),
         });
         let args = ReplicaArgs {
             spec: self.spec.clone(),

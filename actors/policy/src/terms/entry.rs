@@ -216,6 +216,11 @@ pub enum Entry {
         /// The rest, with the last page.
         end: Option<SeedEnd>,
     },
+    /// The session begins anew: cells that wait or run end, variables go, files stay.
+    Restart {
+        /// Identity of the wish; one that was granted is not granted again.
+        id: String,
+    },
 }
 
 /// What became of an entry when it was applied. Every replica computes the same.
@@ -261,6 +266,11 @@ pub enum Applied {
         closed: Option<Term>,
         /// The cell whose state came back.
         to: Seq,
+    },
+    /// The session has begun anew, and no term is open.
+    Restarted {
+        /// The cells that had not ended.
+        interrupted: Vec<callboard_protocol::kernel::CellEnd>,
     },
     /// The log holds so many bytes, or groups, of what it is to begin with.
     Holding(u64),

@@ -202,7 +202,9 @@ impl Executor {
                     actions.push(Action::PublishEnded(end));
                 }
             }
-            Applied::Closed { interrupted, .. } if self.leading => {
+            Applied::Closed { interrupted, .. } | Applied::Restarted { interrupted }
+                if self.leading =>
+            {
                 actions.extend(interrupted.into_iter().map(Action::PublishEnded));
             }
             _ => {}

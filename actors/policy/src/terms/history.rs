@@ -36,6 +36,9 @@ pub const HISTORY_CHUNK_BYTES_MAX: u64 = 2 << 30;
 pub const CHECKPOINTS_MAX: usize = 16;
 /// Bytes that named states may hold in the log itself.
 const CHECKPOINTS_INLINE_BYTES_MAX: u64 = 4 << 20;
+/// What the Python side calls state that is the session's and not its process's: its files, and
+/// what was installed for it.
+const OUTLIVES_RESTART: [&str; 2] = ["file", "environment"];
 
 /// The state of a session at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -75,6 +78,17 @@ pub(super) enum StepKind {
         /// The name it was kept under, if it was.
         name: Option<String>,
     },
+    /// The session began anew.
+    Restarted {
+        /// Who asked for it.
+        id: String,
+    },
+}
+
+impl StepKind {
+    fn is_cell(&self) -> bool {
+        matches!(self, Self::Completed | Self::Interrupted)
+    }
 }
 
 /// What stood where a step changed something.
@@ -272,6 +286,24 @@ impl KernelLog {
         }
         let target = self.moment_at(to)?;
         let (position, seq, name) = self.place_of(to);
+        self.become_state(target, seq, StepKind::Rewound { id, position, seq, name });
+        Ok(seq)
+    }
+
+    /// Makes a session of its files alone the present one, as a restarted process has it.
+    pub(super) fn begin_anew(&mut self, id: String) {
+        self.begin_history();
+        let mut target = Moment::default();
+        let lasting = self
+            .manifest
+            .iter()
+            .filter(|(_, group)| OUTLIVES_RESTART.contains(&group.kind.as_str()));
+        target.manifest = lasting.map(|(id, group)| (id.clone(), group.clone())).collect();
+        self.become_state(target, Seq::default(), StepKind::Restarted { id });
+    }
+
+    /// Makes `target` the present state, as one step that can be undone.
+    fn become_state(&mut self, target: Moment, seq: Seq, kind: StepKind) {
         let now = self.moment();
         let ids: BTreeSet<&String> = now.manifest.keys().chain(target.manifest.keys()).collect();
         let groups = ids
@@ -295,7 +327,7 @@ impl KernelLog {
         } = target;
         self.history.state_bytes = self.manifest.values().map(group_bytes).sum();
         self.history.push(Step {
-            kind: StepKind::Rewound { id, position, seq, name },
+            kind,
             seq,
             number: None,
             first_line: String::new(),
@@ -305,14 +337,14 @@ impl KernelLog {
             chunk_bytes,
             before,
         });
-        Ok(seq)
     }
 
-    /// The cell whose state a rewind of this id brought back, if there was one.
+    /// The cell whose state a rewind of this id brought back, if there was one; 0 for a restart.
     #[must_use]
     pub fn rewound_by(&self, id: &str) -> Option<Seq> {
         self.history.steps.iter().chain(&self.history.base).find_map(|step| match &step.kind {
             StepKind::Rewound { id: known, seq, .. } if known == id => Some(*seq),
+            StepKind::Restarted { id: known } if known == id => Some(Seq::default()),
             _ => None,
         })
     }

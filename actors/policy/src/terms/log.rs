@@ -59,6 +59,9 @@ struct Known {
     end: Option<CellEnd>,
 }
 
+/// Why a cell ended that a restart cut short.
+const RESTARTED: &str = "the kernel was restarted";
+
 /// A kernel's state as its log tells it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KernelLog {
@@ -108,6 +111,7 @@ impl KernelLog {
             Entry::DropCheckpoint { name } => kept(self.drop_checkpoint(&name)),
             Entry::Adopt { offset, bytes, total, cause } => self.adopt(offset, bytes, total, cause),
             Entry::Seed { skip, groups, end } => self.seed(skip, groups, end),
+            Entry::Restart { id } => self.restart(id),
         }
     }
 
@@ -261,6 +265,26 @@ impl KernelLog {
         }
     }
 
+    /// Ends every cell that has not ended, closes the term, and leaves a session without variables.
+    /// The state before it can be gone back to, as before a rewind.
+    fn restart(&mut self, id: String) -> Applied {
+        if self.rewound_by(&id).is_some() || self.beginning.is_under_way() {
+            return Applied::Ignored;
+        }
+        self.open = None;
+        let mut interrupted = Vec::new();
+        while let Some(seq) = self.pending.front().map(|cell| cell.seq) {
+            let last_output = self.last_output_of(seq);
+            let outcome = CellOutcome::Interrupted { cause: RESTARTED.to_owned() };
+            if let Some(ended) = self.head_ended() {
+                self.note_interrupted(ended);
+            }
+            interrupted.extend(self.end_head(self.last_term, outcome, last_output));
+        }
+        self.begin_anew(id);
+        Applied::Restarted { interrupted }
+    }
+
     /// What the history keeps of the first pending cell.
     fn head_ended(&self) -> Option<Ended> {
         let cell = self.pending.front()?;
@@ -399,7 +423,27 @@ impl KernelLog {
         since: OutputCursor,
     ) -> (impl Iterator<Item = &LoggedOutput>, bool) {
         let gap = self.outputs_dropped.is_some_and(|dropped| dropped > since);
-        (self.outputs.iter().filter(move |output| output.place.cursor > since), gap)
+        let first = self.outputs.partition_point(|output| output.place.cursor <= since);
+        (self.outputs.range(first..), gap)
+    }
+
+    /// The place of the last output that was kept, if there was one.
+    #[must_use]
+    pub fn last_output(&self) -> Option<OutputCursor> {
+        self.outputs.back().map(|output| output.place.cursor).or(self.outputs_dropped)
+    }
+
+    /// How the cells from `first` to `last` ended, those that did and are remembered, in order.
+    #[must_use]
+    pub fn ends_between(&self, first: Seq, last: Seq) -> Vec<CellEnd> {
+        let known = self.ended_order.iter().rev().filter_map(|id| self.known.get(id)?.end.as_ref());
+        let mut ends: Vec<CellEnd> = known
+            .skip_while(|end| end.seq > last)
+            .take_while(|end| end.seq >= first)
+            .cloned()
+            .collect();
+        ends.reverse();
+        ends
     }
 }
 

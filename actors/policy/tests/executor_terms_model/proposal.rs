@@ -50,6 +50,7 @@ impl Proposal {
             | Entry::Checkpoint { .. }
             | Entry::DropCheckpoint { .. }
             | Entry::Adopt { .. }
+            | Entry::Restart { .. }
             | Entry::Seed { .. } => {
                 unreachable!("the executor's machine proposes no {entry:?}")
             }

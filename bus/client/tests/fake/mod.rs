@@ -114,7 +114,13 @@ impl Worker {
         let kept = |output: &&Output| output.place.cursor > since.max(expired);
         let all: Vec<Output> = script.log.iter().filter(kept).cloned().collect();
         let more = all.len() > 2;
-        Outputs { outputs: all.into_iter().take(2).collect(), gap: since < expired, more }
+        Outputs {
+            outputs: all.into_iter().take(2).collect(),
+            gap: since < expired,
+            more,
+            ended: Vec::new(),
+            part: None,
+        }
     }
 
     async fn shell(&self, request: Message) {

@@ -59,6 +59,7 @@ impl KernelLog {
             undone.remove(&at);
             match self.history.at(at).map(|step| &step.kind) {
                 Some(StepKind::Rewound { position, .. }) if *position < at => at = *position,
+                Some(StepKind::Restarted { .. }) => break,
                 _ if at == 0 => break,
                 _ => at -= 1,
             }
@@ -96,8 +97,7 @@ impl KernelLog {
         if seq == Seq::default() && history.oldest() == 0 && history.base.is_none() {
             return Ok(RewindTo::Position(0));
         }
-        let is_cell = |step: &Step| !matches!(step.kind, StepKind::Rewound { .. });
-        if let Some(found) = self.find_step(|step| step.seq == seq && is_cell(step)) {
+        if let Some(found) = self.find_step(|step| step.seq == seq && step.kind.is_cell()) {
             return Ok(found);
         }
         if seq > self.accepted() {
@@ -172,7 +172,7 @@ impl KernelLog {
     fn what_is_kept(&self) -> String {
         let history = &self.history;
         let all = history.base.iter().chain(&history.steps);
-        let mut cells = all.filter(|step| !matches!(step.kind, StepKind::Rewound { .. }));
+        let mut cells = all.filter(|step| step.kind.is_cell());
         let (first, last) =
             (cells.next().map(|step| step.seq), cells.next_back().map(|step| step.seq));
         let cells = match (first, last) {
@@ -200,6 +200,7 @@ impl Step {
             StepKind::Completed => StepOutcome::Completed,
             StepKind::Interrupted => StepOutcome::Interrupted,
             StepKind::Rewound { name, .. } => StepOutcome::Rewound { checkpoint: name.clone() },
+            StepKind::Restarted { .. } => StepOutcome::Restarted,
         };
         StepShown {
             position,
