@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use callboard_protocol::{
-    ActorKind, Answer, ClusterId, Envelope, KernelId, OwnerId, Subject,
+    ActorKind, Answer, ClusterId, Envelope, KernelId, OwnerId, Seq, Subject,
     jupyter::JupyterMessage,
     kernel::{CellEnd, OutputCursor, OutputPlace, TookOver},
 };
@@ -89,6 +89,11 @@ impl Publisher {
     /// Tells whoever follows the kernel that it has another executor.
     pub(crate) fn took_over(&self, event: &TookOver) {
         self.say("took_over", event);
+    }
+
+    /// Tells whoever watches the kernel that a cell runs.
+    pub(crate) fn began(&self, cell: Seq) {
+        self.say("began", &cell);
     }
 
     /// Tells whoever follows the kernel that a cell ended.

@@ -29,6 +29,8 @@ pub(crate) enum Asked {
     Show,
     /// How far a front-end's session is, or was; JSON.
     Seen,
+    /// What became of a request; JSON.
+    Fate,
     /// A verb of the kernel's history; JSON.
     Undo,
     /// A piece of a chunk of the kernel's state; JSON.
@@ -89,6 +91,7 @@ pub(crate) fn parse(message: &Message) -> Result<Asked, Fault> {
         "outputs" => return Ok(Asked::Outputs),
         "show" => return Ok(Asked::Show),
         "seen" => return Ok(Asked::Seen),
+        "fate" => return Ok(Asked::Fate),
         "log" | "checkpoint" | "rewind" | "restart" | "manifest" | "seed" => {
             return Ok(Asked::Undo);
         }

@@ -18,8 +18,8 @@ use callboard_protocol::{
     Fault, FaultCode, Seq, Term,
     jupyter::{Channel, Header, JupyterError, JupyterMessage},
     kernel::{
-        Accepted, CellEnd, CellOutcome, CellState, OutputCursor, OutputPlace, Outputs, SeenAnswer,
-        SessionPlace,
+        Accepted, CellEnd, CellFate, CellOutcome, CellState, OutputCursor, OutputPlace, Outputs,
+        SeenAnswer, SessionPlace, TookOver,
     },
 };
 use callboard_transport::{BusError, BusHealth, Message, Subscription, typed::bus_fault};
@@ -32,6 +32,7 @@ use tracing::Span;
 
 use crate::{
     kernel::{KernelClient, exists},
+    own::{self, Own},
     said::Said,
     stream::{Next, Stream},
 };
@@ -50,6 +51,9 @@ const REPLY_WITHIN: Duration = Duration::from_secs(600);
 const UNHEARD_MAX: u32 = 4;
 /// Requests of one front-end that may be under way.
 const REQUESTS_MAX: usize = 2_000;
+
+/// What asks for a cell's outputs.
+const OUTPUTS_REQUEST: &str = "callboard_outputs_request";
 
 /// What a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +97,17 @@ enum Done {
     Asked(String, Result<Result<Accepted, Fault>, BusError>),
     Found(String, Result<(), Fault>),
     Fetched(Result<Outputs, Fault>),
+    Said(Vec<JupyterMessage>),
+    Followed(Follow, Result<CellFate, Fault>),
+}
+
+/// A front-end's wish to see a cell's outputs again, and those that follow.
+#[derive(Debug, Clone)]
+struct Follow {
+    /// The header of the wish: the outputs are said in its name.
+    wish: Bytes,
+    /// The cell's request.
+    msg_id: String,
 }
 
 /// Something for the front-end.
@@ -130,6 +145,12 @@ pub struct Channels {
     open: Option<(Seq, OutputCursor)>,
     place: Option<SessionPlace>,
     ready: VecDeque<Delivery>,
+    took_over: Option<TookOver>,
+    is_stopped: bool,
+    /// Cells whose outputs are said again.
+    followed: Vec<(Follow, Box<Channels>)>,
+    /// Only what belongs to this request is of interest, and is from another front-end.
+    only: Option<String>,
 }
 
 impl fmt::Debug for Channels {
@@ -163,8 +184,21 @@ impl Channels {
             open: None,
             place: None,
             ready: VecDeque::new(),
+            took_over: None,
+            is_stopped: false,
+            followed: Vec::new(),
+            only: None,
             kernel,
         }
+    }
+
+    /// The outputs of one cell from its beginning, with its reply.
+    fn of_cell(kernel: KernelClient, msg_id: &str) -> Self {
+        let mut channels = Self::new(kernel, "");
+        channels.only = Some(msg_id.to_owned());
+        channels.begin(SeenAnswer::default());
+        channels.stream.begin_after(OutputCursor::default(), true);
+        channels
     }
 
     /// The kernel.
@@ -179,6 +213,10 @@ impl Channels {
     /// [`JupyterError`] if it has no readable header, or belongs on no channel of a front-end.
     pub fn send(&mut self, message: JupyterMessage) -> Result<(), JupyterError> {
         let header = message.parse_header()?;
+        if let Some(own) = Own::of(&message, &header) {
+            self.answer_own(message, header, own);
+            return Ok(());
+        }
         if message.channel == Channel::Iopub {
             return Err(JupyterError::Framing("nothing is sent on iopub"));
         }
@@ -186,8 +224,10 @@ impl Channels {
             self.sessions.insert(header.session.clone());
         }
         if self.requests.len() >= REQUESTS_MAX {
-            let why = "too many requests wait for this kernel: wait until some have ended";
-            self.refuse(&message.header, message.channel, &header.msg_type, why);
+            self.refuse(
+                &message,
+                "too many requests wait for this kernel: wait until some have ended",
+            );
             return Ok(());
         }
         if self.requests.contains_key(&header.msg_id) {
@@ -222,15 +262,26 @@ impl Channels {
         Ok(())
     }
 
+    /// Answers a message of the front-end as a failed request.
+    pub fn refuse(&mut self, message: &JupyterMessage, why: &str) {
+        if let Ok(header) = message.parse_header() {
+            self.say_failed(&message.header, message.channel, &header.msg_type, why);
+        }
+    }
+
     /// The next message for the front-end. May be dropped while it waits and called again: nothing
     /// is lost.
     ///
     /// # Errors
-    /// A [`Fault`] if the connection to the broker is closed for good.
+    /// [`FaultCode::NotFound`] once the kernel was stopped; another [`Fault`] if the connection to the
+    /// broker is closed for good.
     pub async fn next(&mut self) -> Result<Delivery, Fault> {
         loop {
             if let Some(delivery) = self.ready.pop_front() {
                 return Ok(delivery);
+            }
+            if self.is_stopped {
+                return Err(Fault::new(FaultCode::NotFound, "the kernel was stopped"));
             }
             self.step().await?;
             if self.has_begun {
@@ -259,6 +310,9 @@ impl Channels {
                 None => return Err(closed()),
             },
             Some(done) = self.in_flight.next() => self.on_done(done),
+            (index, delivery) = next_followed(&mut self.followed) => {
+                self.on_followed(index, delivery);
+            }
             Ok(()) = self.health.changed() => self.on_health(),
             () = at(wake) => {}
         }
@@ -371,7 +425,16 @@ impl Channels {
                     self.stream.on_stored(last);
                 }
             }
-            "took_over" => self.remind(),
+            "took_over" => {
+                self.took_over = serde_json::from_slice(&message.payload).ok();
+                self.remind();
+            }
+            "stopped" => {
+                self.is_stopped = true;
+                let said = Said { kernel: self.kernel.id(), parent: &Bytes::from_static(b"{}") };
+                let dead = said.status("dead");
+                self.deliver(dead);
+            }
             _ => {}
         }
     }
@@ -380,6 +443,9 @@ impl Channels {
         match done {
             Done::Subscribed(Ok(events)) => {
                 self.events = Some(events);
+                if self.has_begun {
+                    return;
+                }
                 let (kernel, session) = (self.kernel.clone(), self.session.clone());
                 self.in_flight.push(async move { Done::Seen(kernel.seen(&session).await) }.boxed());
             }
@@ -400,6 +466,8 @@ impl Channels {
                 self.fetch_at = Instant::now() + pause;
             }
             Done::Asked(msg_id, answer) => self.on_answer(&msg_id, answer),
+            Done::Said(messages) => messages.into_iter().for_each(|message| self.deliver(message)),
+            Done::Followed(follow, fate) => self.follow(follow, fate),
             Done::Found(msg_id, found) => match found {
                 Ok(()) => self.again(&msg_id),
                 Err(fault) => self.fail(&msg_id, &fault.message),
@@ -467,11 +535,82 @@ impl Channels {
     fn fail(&mut self, msg_id: &str, why: &str) {
         self.cells.remove(msg_id);
         if let Some(request) = self.requests.remove(msg_id) {
-            self.refuse(&request.header, request.channel, &request.msg_type, why);
+            self.say_failed(&request.header, request.channel, &request.msg_type, why);
         }
     }
 
-    fn refuse(&mut self, parent: &Bytes, channel: Channel, msg_type: &str, why: &str) {
+    fn answer_own(&mut self, message: JupyterMessage, header: Header, own: Own) {
+        let kernel = self.kernel.clone();
+        if let Own::Outputs { msg_id } = own {
+            let follow = Follow { wish: message.header, msg_id };
+            self.in_flight.push(
+                async move {
+                    let fate = kernel.fate(&follow.msg_id).await;
+                    Done::Followed(follow, fate)
+                }
+                .boxed(),
+            );
+            return;
+        }
+        let took_over = self.took_over.clone();
+        let answer = own::answer(kernel, message, header, own, took_over);
+        self.in_flight.push(answer.map(Done::Said).boxed());
+    }
+
+    /// Begins to say a cell's outputs again, if there is such a cell.
+    fn follow(&mut self, follow: Follow, fate: Result<CellFate, Fault>) {
+        match fate {
+            Ok(CellFate { accepted: Some(_) }) => {
+                let said = Said { kernel: self.kernel.id(), parent: &follow.wish };
+                let busy = said.status("busy");
+                self.deliver(busy);
+                let cell = Box::new(Self::of_cell(self.kernel.clone(), &follow.msg_id));
+                self.followed.push((follow, cell));
+            }
+            Ok(CellFate { accepted: None }) => self.followed_to_the_end(&follow, "unknown", None),
+            Err(fault) => {
+                self.say_failed(&follow.wish, Channel::Shell, OUTPUTS_REQUEST, &fault.message);
+            }
+        }
+    }
+
+    fn on_followed(&mut self, index: usize, delivery: Result<Delivery, Fault>) {
+        let Some((follow, _)) = self.followed.get(index) else { return };
+        let mut message = match delivery {
+            Ok(delivery) => delivery.message,
+            Err(fault) => {
+                let (follow, _) = self.followed.swap_remove(index);
+                self.say_failed(&follow.wish, Channel::Shell, OUTPUTS_REQUEST, &fault.message);
+                return;
+            }
+        };
+        if message.parent_msg_id().as_ref() != Some(&follow.msg_id) || is_idle(&message) {
+            return;
+        }
+        if message.channel == Channel::Shell {
+            let (follow, _) = self.followed.swap_remove(index);
+            let reply: serde_json::Value = message.parse_content().unwrap_or_default();
+            let is_lost = reply["ename"] == crate::said::ERROR_NAME;
+            let cell = if is_lost { "interrupted" } else { "ended" };
+            self.followed_to_the_end(&follow, cell, reply["execution_count"].as_u64());
+            return;
+        }
+        message.parent_header = follow.wish.clone();
+        self.deliver(message);
+    }
+
+    fn followed_to_the_end(&mut self, follow: &Follow, cell: &str, execution_count: Option<u64>) {
+        let said = Said { kernel: self.kernel.id(), parent: &follow.wish };
+        let content = serde_json::json!({
+            "status": "ok", "cell": cell, "execution_count": execution_count,
+        });
+        let reply = said.reply(Channel::Shell, OUTPUTS_REQUEST, &content);
+        let idle = said.status("idle");
+        self.deliver(reply);
+        self.deliver(idle);
+    }
+
+    fn say_failed(&mut self, parent: &Bytes, channel: Channel, msg_type: &str, why: &str) {
         let said = Said { kernel: self.kernel.id(), parent };
         let mut messages = vec![said.status("busy")];
         if msg_type == "execute_request" {
@@ -537,7 +676,7 @@ impl Channels {
                         self.deliver(message);
                     }
                 } else if self.requests.remove(&parent.msg_id).is_some() {
-                    self.deliver(message);
+                    self.deliver(with_callboard(message));
                 }
             }
         }
@@ -609,7 +748,9 @@ impl Channels {
     }
 
     fn is_mine(&self, parent: &Header) -> bool {
-        self.requests.contains_key(&parent.msg_id) || self.sessions.contains(&parent.session)
+        self.requests.contains_key(&parent.msg_id)
+            || self.sessions.contains(&parent.session)
+            || self.only.as_ref() == Some(&parent.msg_id)
     }
 
     fn deliver(&mut self, message: JupyterMessage) {
@@ -634,6 +775,27 @@ fn need(channel: Channel, header: &Header) -> Need {
         ) => Need::Reply,
         _ => Need::Passing,
     }
+}
+
+/// Tells front-ends, in a `kernel_info_reply`, that this kernel is Callboard's.
+fn with_callboard(mut message: JupyterMessage) -> JupyterMessage {
+    let is_info = message.parse_header().is_ok_and(|it| it.msg_type == "kernel_info_reply");
+    if is_info && let Ok(mut content) = message.parse_content::<serde_json::Value>() {
+        content["callboard"] = serde_json::json!({ "version": env!("CARGO_PKG_VERSION") });
+        message.content = Bytes::from(content.to_string());
+    }
+    message
+}
+
+/// The next message of any of the cells that are followed.
+fn next_followed(
+    followed: &mut [(Follow, Box<Channels>)],
+) -> BoxFuture<'_, (usize, Result<Delivery, Fault>)> {
+    if followed.is_empty() {
+        return futures::future::pending().boxed();
+    }
+    let nexts = followed.iter_mut().map(|(_, cell)| cell.next().boxed());
+    futures::future::select_all(nexts).map(|(delivery, index, _)| (index, delivery)).boxed()
 }
 
 fn is_idle(message: &JupyterMessage) -> bool {

@@ -13,7 +13,8 @@ use callboard_protocol::{
         PutChunk, Restart, Rewind, RewindPlan, SeedPage, SeedProgress,
     },
     kernel::{
-        Accepted, GetOutputs, KernelStatus, OutputCursor, Outputs, Seen, SeenAnswer, SessionPlace,
+        Accepted, AskFate, CellFate, GetOutputs, KernelStatus, OutputCursor, Outputs, Seen,
+        SeenAnswer, SessionPlace,
     },
 };
 use callboard_transport::{
@@ -126,6 +127,14 @@ impl KernelClient {
     /// As [`Self::outputs`].
     pub async fn seen(&self, session: &str) -> Result<SeenAnswer, Fault> {
         self.look("seen", &Seen { session: session.to_owned(), place: None }).await
+    }
+
+    /// What became of a request that was put in order.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`].
+    pub async fn fate(&self, msg_id: &str) -> Result<CellFate, Fault> {
+        self.look("fate", &AskFate { msg_id: msg_id.to_owned() }).await
     }
 
     /// Tells the kernel's replicas how far a session is. Not answered.

@@ -10,6 +10,7 @@ pub mod date;
 pub mod execute;
 pub mod kernel;
 pub mod ledger;
+pub mod own;
 pub mod request;
 pub mod said;
 pub mod stream;

@@ -45,6 +45,20 @@ pub enum CellState {
     Ended(CellEnd),
 }
 
+/// What `fate` takes: which request is meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskFate {
+    /// The request's `msg_id`.
+    pub msg_id: String,
+}
+
+/// What `fate` answers: what became of a request that was put in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellFate {
+    /// Its place, and how far it is; `None` if the kernel knows of no such request.
+    pub accepted: Option<Accepted>,
+}
+
 /// How a cell ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CellEnd {

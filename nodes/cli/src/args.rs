@@ -6,7 +6,10 @@ use callboard_protocol::control::Standby;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::{bench::BenchArgs, demo::DemoArgs, node::NodeArgs, output::Format, up::UpArgs};
+use crate::{
+    bench::BenchArgs, demo::DemoArgs, gateway::GatewayArgs, node::NodeArgs, output::Format,
+    up::UpArgs,
+};
 
 /// Notebook kernels that outlive their machines.
 #[derive(Debug, Parser)]
@@ -44,6 +47,9 @@ pub enum Verb {
     Up(UpArgs),
     /// Run one node process. `up` does this for you.
     Node(NodeArgs),
+    /// Run a gateway: Jupyter's REST and websocket interface for JupyterLab, VS Code and others. `up`
+    /// has one.
+    Gateway(GatewayArgs),
     /// Start, look at, use and stop kernels.
     #[command(subcommand)]
     Kernel(KernelVerb),
@@ -227,7 +233,7 @@ impl From<StandbyArg> for Standby {
     }
 }
 
-fn replicas(text: &str) -> Result<u8, String> {
+pub(crate) fn replicas(text: &str) -> Result<u8, String> {
     match text {
         "1" => Ok(1),
         "3" => Ok(3),

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod doctor;
 pub mod exec;
 pub mod exit;
+pub mod gateway;
 pub mod kernel;
 pub mod kill;
 pub mod look;
@@ -79,6 +80,7 @@ async fn run(cli: Cli) -> Outcome {
     match cli.verb {
         Verb::Up(args) => up::run(&context, args).await,
         Verb::Node(args) => node::run(args).await,
+        Verb::Gateway(args) => gateway::run(&context, args).await,
         Verb::Kernel(verb) => kernel::run(&context, verb).await,
         Verb::Outputs(args) => look::outputs(&context, args).await,
         Verb::Nodes => look::nodes(&context).await,

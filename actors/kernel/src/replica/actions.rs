@@ -22,6 +22,15 @@ use crate::{
 /// More bytes than this are hashed out of the runtime's way: Raft's heartbeats would wait for it.
 const HASHED_IN_PLACE_BYTES_MAX: usize = 1 << 20;
 
+/// Outputs whose bytes are on their way to a majority.
+#[derive(Debug)]
+pub struct StoredOutputs {
+    entry: Entry,
+    outputs: Vec<PlacedOutput>,
+    /// Why there was no room for them, if so.
+    no_room: Option<String>,
+}
+
 /// A finished cell as it goes to the log.
 #[derive(Debug)]
 pub struct Packed {
@@ -168,6 +177,7 @@ impl ReplicaState {
         let is_execute =
             message.parse_header().is_ok_and(|header| header.msg_type == "execute_request");
         self.traces.started(&cell.msg_id, cell.seq);
+        self.publisher.began(cell.seq);
         let (seq, msg_id) = (cell.seq, cell.msg_id.clone());
         let mut running = RunningCell::new(term, cell.seq, cell.msg_id, cell.level, is_execute);
         running.stops_on_error = is_execute && aborted::stops_on_error(&message);
@@ -298,34 +308,26 @@ impl ReplicaState {
         let life = self.python_life;
         self.tasks.push(tokio::spawn(async move {
             let stored = super::chunks::spread(&context, &owner, &voters, majority, chunks).await;
-            tell(&me, Internal::OutputsStored(life, entry, stored.map_err(|why| (why, outputs))));
+            let stored = StoredOutputs { entry, outputs, no_room: stored.err() };
+            tell(&me, Internal::OutputsStored(life, Box::new(stored)));
         }));
     }
 
     /// Large outputs are stored on a majority, or there is no room for them before their cell ends.
-    pub(super) fn outputs_stored(
-        &mut self,
-        entry: Entry,
-        stored: Result<(), (String, Vec<PlacedOutput>)>,
-    ) {
+    pub(super) fn outputs_stored(&mut self, stored: StoredOutputs) {
+        let StoredOutputs { entry, outputs, no_room } = stored;
         if let Some(cell) = &mut self.cell {
             cell.storing(false);
         }
-        match stored {
-            Ok(()) => {
-                if let Entry::Emit { outputs, .. } = &entry
-                    && let Some(last) = outputs.last()
-                {
-                    self.publisher.stored(last.place.cursor);
-                }
-                self.propose(entry);
+        let Some(why) = no_room else {
+            if let Some(last) = outputs.last() {
+                self.publisher.stored(last.place.cursor);
             }
-            Err((why, outputs)) => {
-                tracing::warn!(kernel = %self.args.spec.kernel, %why, "outputs are not stored yet");
-                if let Some(cell) = &mut self.cell {
-                    cell.put_back(outputs);
-                }
-            }
+            return self.propose(entry);
+        };
+        tracing::warn!(kernel = %self.args.spec.kernel, %why, "outputs are not stored yet");
+        if let Some(cell) = &mut self.cell {
+            cell.put_back(outputs);
         }
     }
 

@@ -105,7 +105,7 @@ pub enum Internal {
     /// A finished cell's bytes are stored, or there is no room for them; it can go to the log.
     Stored(Box<Stored>),
     /// Large outputs of the given life of Python are stored, or there is no room for them.
-    OutputsStored(u64, Entry, Result<(), (String, Vec<PlacedOutput>)>),
+    OutputsStored(u64, Box<actions::StoredOutputs>),
     /// Whether all chunks of the state can be read here, and whether all that the log names can.
     BaseReadable(bool, bool),
     /// The state of a term could be read and was handed to Python, or not.
@@ -259,8 +259,8 @@ impl ReplicaState {
             Internal::Packed(life, packed) if life == self.python_life => self.packed(*packed),
             Internal::Packed(..) => {}
             Internal::Stored(stored) => self.stored(*stored),
-            Internal::OutputsStored(life, entry, stored) if life == self.python_life => {
-                self.outputs_stored(entry, stored);
+            Internal::OutputsStored(life, stored) if life == self.python_life => {
+                self.outputs_stored(*stored);
             }
             Internal::OutputsStored(..) => {}
             Internal::BaseReadable(readable, complete) => {
@@ -338,6 +338,7 @@ impl ReplicaState {
             Ok(Asked::Outputs) => self.answer_outputs(&message),
             Ok(Asked::Show) => self.answer_show(&message),
             Ok(Asked::Seen) => self.seen(&message),
+            Ok(Asked::Fate) => self.answer_fate(&message),
             Ok(Asked::Undo) => self.undo_verb(&message),
             Ok(Asked::GetChunk | Asked::PutChunk) if !self.group.is_leader() => {}
             Ok(Asked::GetChunk) => self.give_chunk(&message),

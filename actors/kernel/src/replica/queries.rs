@@ -8,8 +8,8 @@ use callboard_protocol::{
     control::NodeHealth,
     jupyter::JupyterMessage,
     kernel::{
-        Accepted, CellState, GetOutputs, KernelPhase, KernelStatus, Output, OutputPart, Outputs,
-        ReplicaRole, ReplicaStatus, Seen, SeenAnswer,
+        Accepted, AskFate, CellFate, CellState, GetOutputs, KernelPhase, KernelStatus, Output,
+        OutputPart, Outputs, ReplicaRole, ReplicaStatus, Seen, SeenAnswer,
     },
 };
 use callboard_transport::{Message, typed};
@@ -177,6 +177,23 @@ impl ReplicaState {
             Err(fault) if self.group.is_leader() => self.refuse(message, fault),
             Ok(_) | Err(_) => {}
         }
+    }
+
+    /// Says what became of a request, if this replica leads.
+    pub(super) fn answer_fate(&self, message: &Message) {
+        if !self.group.is_leader() {
+            return;
+        }
+        let fate = typed::decode::<AskFate>(message).map(|AskFate { msg_id }| {
+            self.read(|log| {
+                let accepted = log.request(&msg_id).map(|(seq, _, end)| Accepted {
+                    seq,
+                    state: end.map_or(CellState::Pending, |end| CellState::Ended(end.clone())),
+                });
+                CellFate { accepted }
+            })
+        });
+        self.answer_with(message, fate);
     }
 
     fn phase(&self, log: &KernelLog) -> KernelPhase {

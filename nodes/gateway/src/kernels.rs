@@ -1,0 +1,242 @@
+//! `/api/kernels`: list, start, look at, interrupt, restart, stop.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use actix_web::{
+    HttpResponse, delete, get,
+    http::{StatusCode, header},
+    post, web,
+};
+use callboard_client::{Client, date::iso8601, own};
+use callboard_protocol::{
+    Fault, FaultCode, KernelId,
+    control::{KernelOptions, KernelSettings, KernelSpec, StartKernel},
+    jupyter::JupyterMessage,
+    kernel::{KernelPhase, OutputCursor},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+
+use crate::{auth::Caller, errors::ApiError, specs, state::GatewayState};
+
+/// How long a start is held open: clients give up after 42 s and do not ask again.
+const START_WITHIN: Duration = Duration::from_secs(38);
+/// Pause between looks at a kernel that is starting.
+const START_LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long a kernel may take to say how it is before its last known state is told instead.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
+
+/// A kernel as Jupyter's REST interface shows it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct KernelModel {
+    pub(crate) id: KernelId,
+    name: &'static str,
+    last_activity: String,
+    execution_state: &'static str,
+    connections: usize,
+}
+
+/// The body of `POST /api/kernels`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct StartBody {
+    pub(crate) name: Option<String>,
+    env: BTreeMap<String, Value>,
+}
+
+impl KernelModel {
+    /// What is known without asking the kernel.
+    pub(crate) fn of(state: &GatewayState, spec: &KernelSpec) -> Self {
+        let known = state.activity.of(spec.kernel);
+        Self {
+            id: spec.kernel,
+            name: specs::DEFAULT_SPEC,
+            last_activity: iso8601(known.last),
+            execution_state: if known.is_busy { "busy" } else { "idle" },
+            connections: known.connections,
+        }
+    }
+
+    /// The same with what the kernel itself says, if it says it soon.
+    pub(crate) async fn asked(state: &GatewayState, client: &Client, spec: &KernelSpec) -> Self {
+        let mut model = Self::of(state, spec);
+        if let Ok(Ok(status)) = timeout(LOOK_WITHIN, client.kernel(spec.kernel).show()).await {
+            model.execution_state = match status.phase {
+                KernelPhase::Running => "busy",
+                KernelPhase::Idle | KernelPhase::Parked | KernelPhase::Hibernating => "idle",
+                KernelPhase::Starting => "starting",
+            };
+        }
+        model
+    }
+}
+
+#[get("/api/kernels")]
+pub(crate) async fn list(
+    state: web::Data<GatewayState>,
+    caller: Caller,
+) -> Result<HttpResponse, ApiError> {
+    let kernels = list_of(&state, &caller).await?;
+    let models: Vec<KernelModel> =
+        kernels.iter().map(|spec| KernelModel::of(&state, spec)).collect();
+    Ok(HttpResponse::Ok().json(models))
+}
+
+/// The kernels a caller may see: all of them, or an error.
+pub(crate) async fn list_of(
+    state: &GatewayState,
+    caller: &Caller,
+) -> Result<Vec<KernelSpec>, ApiError> {
+    let all = state.client_of(caller).control().list_kernels().await?;
+    Ok(all.kernels.into_iter().filter(|spec| caller.sees(&spec.owner)).collect())
+}
+
+#[post("/api/kernels")]
+pub(crate) async fn start(
+    state: web::Data<GatewayState>,
+    caller: Caller,
+    body: web::Bytes,
+) -> Result<HttpResponse, ApiError> {
+    let body: StartBody = parse_body(&body)?;
+    let model = start_one(&state, &caller, &body).await?;
+    Ok(HttpResponse::Created()
+        .insert_header((header::LOCATION, format!("/api/kernels/{}", model.id)))
+        .json(model))
+}
+
+/// Reads a JSON object; nothing at all counts as an empty one.
+pub(crate) fn parse_body<T: Default + for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, ApiError> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        ApiError::bad_request(format!("the body is no JSON of this kind: {error}"))
+    })
+}
+
+/// Starts a kernel and waits until it can run cells.
+pub(crate) async fn start_one(
+    state: &GatewayState,
+    caller: &Caller,
+    body: &StartBody,
+) -> Result<KernelModel, ApiError> {
+    caller.may_change()?;
+    if let Some(name) = body.name.as_deref().filter(|name| !name.is_empty())
+        && !specs::exists(name)
+    {
+        return Err(specs::unknown(StatusCode::NOT_FOUND, name));
+    }
+    let kernel = match body.env.get("KERNEL_ID") {
+        None => KernelId::generate(),
+        Some(Value::String(id)) => id
+            .parse()
+            .map_err(|_| ApiError::bad_request("KERNEL_ID has to be a UUID, or to be left out"))?,
+        Some(_) => return Err(ApiError::bad_request("the values of env have to be texts")),
+    };
+    let began = Instant::now();
+    let client = state.client_of(caller);
+    let request = StartKernel {
+        kernel,
+        name: None,
+        replicas: state.options.replicas,
+        options: KernelOptions::default(),
+        origin: None,
+        settings: KernelSettings::default(),
+    };
+    let spec = client.control().start_kernel(&request).await?;
+    let model = loop {
+        let model = KernelModel::asked(state, &client, &spec).await;
+        // Whoever waits for it longer than this has given up: it is started all the same.
+        if model.execution_state != "starting" || began.elapsed() > START_WITHIN {
+            break model;
+        }
+        sleep(START_LOOK_EVERY).await;
+    };
+    state.metrics.start_seconds.observe(began.elapsed().as_secs_f64());
+    Ok(model)
+}
+
+#[get("/api/kernels/{id}")]
+pub(crate) async fn show(
+    state: web::Data<GatewayState>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let spec = state.find(&caller, &id).await?;
+    let model = KernelModel::asked(&state, &state.client_of(&caller), &spec).await;
+    Ok(HttpResponse::Ok().json(model))
+}
+
+#[delete("/api/kernels/{id}")]
+pub(crate) async fn stop(
+    state: web::Data<GatewayState>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let spec = state.find(&caller, &id).await?;
+    caller.may_change()?;
+    stop_one(&state, &spec).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+pub(crate) async fn stop_one(state: &GatewayState, spec: &KernelSpec) -> Result<(), Fault> {
+    let client = state.client.clone().for_owner(spec.owner.clone());
+    client.control().stop_kernel(spec.kernel).await.map(drop)
+}
+
+#[post("/api/kernels/{id}/interrupt")]
+pub(crate) async fn interrupt(
+    state: web::Data<GatewayState>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let spec = state.find(&caller, &id).await?;
+    caller.may_change()?;
+    let client = state.client.clone().for_owner(spec.owner.clone());
+    own::interrupt(&client.kernel(spec.kernel)).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+#[post("/api/kernels/{id}/restart")]
+pub(crate) async fn restart(
+    state: web::Data<GatewayState>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let spec = state.find(&caller, &id).await?;
+    caller.may_change()?;
+    let client = state.client.clone().for_owner(spec.owner.clone());
+    client.kernel(spec.kernel).restart().await?;
+    let model = KernelModel::asked(&state, &client, &spec).await;
+    Ok(HttpResponse::Ok().json(model))
+}
+
+/// One output, for links to those that are too large for a websocket.
+#[get("/api/kernels/{id}/outputs/{cursor}")]
+pub(crate) async fn output(
+    state: web::Data<GatewayState>,
+    caller: Caller,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, ApiError> {
+    let (id, cursor) = path.into_inner();
+    let spec = state.find(&caller, &id).await?;
+    let cursor: OutputCursor =
+        cursor.parse().map_err(|error| ApiError::bad_request(format!("{error}")))?;
+    let before = OutputCursor { number: cursor.number.saturating_sub(1), ..cursor };
+    let kernel = state.client.clone().for_owner(spec.owner.clone()).kernel(spec.kernel);
+    let outputs = kernel.outputs(before).await?.outputs;
+    let found = outputs.iter().find(|output| output.place.cursor == cursor);
+    let message = found.and_then(|output| JupyterMessage::decode(&output.message).ok());
+    match message {
+        Some(message) => {
+            Ok(HttpResponse::Ok().content_type("application/json").body(message.content))
+        }
+        None => Err(ApiError::not_found(format!(
+            "the kernel does not keep its output {cursor} any more: run the cell again"
+        ))),
+    }
+}
