@@ -7,6 +7,7 @@
 //! desired state; kernels' own leaders change their groups' members.
 
 mod actor;
+mod audit;
 mod desired;
 mod environments;
 mod find;
@@ -16,6 +17,7 @@ mod membership;
 mod recover;
 mod repair;
 mod request;
+mod users;
 mod view;
 
 pub use actor::{Control, ControlArgs, ControlMsg};

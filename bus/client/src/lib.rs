@@ -10,6 +10,7 @@ pub mod execute;
 pub mod kernel;
 pub mod ledger;
 pub mod request;
+mod users;
 
 pub use client::{Client, ClusterEvent, EventStream};
 pub use control::ControlClient;
