@@ -21,6 +21,7 @@ pub mod recover;
 pub mod storage;
 pub mod undo;
 pub mod up;
+pub mod user;
 
 use std::{io, process::ExitCode};
 
@@ -80,6 +81,7 @@ async fn run(cli: Cli) -> Outcome {
         Verb::Up(args) => up::run(&context, args).await,
         Verb::Node(args) => node::run(args).await,
         Verb::Kernel(verb) => kernel::run(&context, verb).await,
+        Verb::User(verb) => user::run(&context, verb).await,
         Verb::Outputs(args) => look::outputs(&context, args).await,
         Verb::Nodes => look::nodes(&context).await,
         Verb::Storage => storage::show(&context).await,
