@@ -12,17 +12,18 @@ use callboard_protocol::{
     ActorKind, ClusterId, DiskId, Envelope, Epoch, Fault, FaultCode, KernelId, NodeId, ReplicaId,
     Subject, SubjectPattern,
     control::{KernelLimits, ListKernels, NodeHealth},
+    users::ListUsers,
 };
 use callboard_replicated::Group;
 use callboard_transport::{Bus, Lanes, Message, typed};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
 };
 
-use crate::{desired::DesiredState, environments::Learned, handlers, recover, repair};
+use crate::{desired::DesiredState, environments::Learned, handlers, recover, repair, users};
 
 /// How often the leader looks for work when nothing wakes it.
 const WORK_EVERY: Duration = Duration::from_millis(500);
@@ -73,6 +74,7 @@ pub(crate) struct Context {
     pub(crate) args: ControlArgs,
     pub(crate) repair: repair::RepairMemory,
     pub(crate) environments: Learned,
+    pub(crate) users_told: users::Told,
     /// Asks for a round of work soon.
     pub(crate) wake: Notify,
 }
@@ -102,7 +104,13 @@ impl Actor for Control {
     ) -> Result<ControlState, ActorProcessingErr> {
         let repair = repair::RepairMemory::new(args.repair_limits);
         let environments = Learned::new(args.environment_match);
-        let context = Arc::new(Context { args, repair, environments, wake: Notify::new() });
+        let context = Arc::new(Context {
+            args,
+            repair,
+            environments,
+            users_told: users::Told::default(),
+            wake: Notify::new(),
+        });
         let mut tasks = JoinSet::new();
         listen(&context, &me, &mut tasks).await?;
         tasks.spawn(look_for_work(context.clone(), me));
@@ -226,59 +234,39 @@ async fn respond(context: &Context, message: &Message) {
     let envelope = &message.envelope;
     let sent = match message.subject.last() {
         "start_kernel" => {
-            let result = match typed::decode(message) {
-                Ok(request) => handlers::start_kernel(context, envelope, request).await,
-                Err(fault) => Err(fault),
-            };
-            typed::answer(bus, message, result).await
+            serve(bus, message, |it| handlers::start_kernel(context, envelope, it)).await
         }
         "stop_kernel" => {
-            let result = match typed::decode(message) {
-                Ok(request) => handlers::stop_kernel(context, request).await,
-                Err(fault) => Err(fault),
-            };
-            typed::answer(bus, message, result).await
+            serve(bus, message, |it| handlers::stop_kernel(context, envelope, it)).await
         }
+        // Nothing, as older clients send it, asks for the first page.
         "list_kernels" => {
-            // Nothing, as older clients send it, asks for the first page.
-            let asked = typed::decode::<Option<ListKernels>>(message);
-            let listed =
-                asked.map(|asked| handlers::list_kernels(context, &asked.unwrap_or_default()));
-            typed::answer(bus, message, listed).await
+            serve(bus, message, async |it: Option<ListKernels>| {
+                Ok(handlers::list_kernels(context, &it.unwrap_or_default()))
+            })
+            .await
         }
         "find_kernel" => {
-            let found = typed::decode(message)
-                .and_then(|request| handlers::find(context, envelope, &request));
-            typed::answer(bus, message, found).await
+            serve(bus, message, async |it| handlers::find(context, envelope, &it)).await
         }
         "list_nodes" => typed::answer(bus, message, Ok(handlers::list_nodes(context))).await,
-        "register_node" => {
-            let result = match typed::decode(message) {
-                Ok(request) => handlers::register_node(context, request).await,
-                Err(fault) => Err(fault),
-            };
-            typed::answer(bus, message, result).await
-        }
-        "member_changed" => {
-            let result = match typed::decode(message) {
-                Ok(request) => handlers::member_changed(context, request).await,
-                Err(fault) => Err(fault),
-            };
-            typed::answer(bus, message, result).await
-        }
+        "register_node" => serve(bus, message, |it| handlers::register_node(context, it)).await,
+        "member_changed" => serve(bus, message, |it| handlers::member_changed(context, it)).await,
         "recover_kernel" => {
-            let result = match typed::decode(message) {
-                Ok(request) => recover::recover_kernel(context, request).await,
-                Err(fault) => Err(fault),
-            };
-            typed::answer(bus, message, result).await
+            serve(bus, message, |it| recover::recover_kernel(context, envelope, it)).await
         }
-        "note_needs" => {
-            let result = match typed::decode(message) {
-                Ok(request) => handlers::note_needs(context, request).await,
-                Err(fault) => Err(fault),
-            };
-            typed::answer(bus, message, result).await
+        "note_needs" => serve(bus, message, |it| handlers::note_needs(context, it)).await,
+        "add_user" => serve(bus, message, |it| users::add_user(context, envelope, it)).await,
+        "remove_user" => serve(bus, message, |it| users::remove_user(context, envelope, it)).await,
+        "add_token" => serve(bus, message, |it| users::add_token(context, envelope, it)).await,
+        "revoke_token" => {
+            serve(bus, message, |it| users::revoke_token(context, envelope, it)).await
+        }
+        "list_users" => {
+            serve(bus, message, async |it: Option<ListUsers>| {
+                Ok(users::list_users(context, &it.unwrap_or_default()))
+            })
+            .await
         }
         unknown => typed::answer::<()>(bus, message, Err(unknown_verb(unknown))).await,
     };
@@ -287,10 +275,24 @@ async fn respond(context: &Context, message: &Message) {
     }
 }
 
+/// Reads what a verb takes, has it done, and answers.
+async fn serve<Req: DeserializeOwned, Rep: Serialize + Send>(
+    bus: &dyn Bus,
+    message: &Message,
+    verb: impl AsyncFnOnce(Req) -> Result<Rep, Fault>,
+) -> Result<(), Fault> {
+    let result = match typed::decode(message) {
+        Ok(request) => verb(request).await,
+        Err(fault) => Err(fault),
+    };
+    typed::answer(bus, message, result).await
+}
+
 fn unknown_verb(verb: &str) -> Fault {
     let text = format!(
         "the control actor has no verb '{verb}': use start_kernel, stop_kernel, list_kernels, \
-         find_kernel, list_nodes, register_node, member_changed, recover_kernel or note_needs (see docs/protocol.md)"
+         find_kernel, list_nodes, register_node, member_changed, recover_kernel, note_needs, \
+         add_user, remove_user, add_token, revoke_token or list_users (see docs/protocol.md)"
     );
     Fault::new(FaultCode::BadRequest, text)
 }

@@ -1,4 +1,4 @@
-//! What should exist: nodes, kernels, and the ids of kernels that existed once.
+//! What should exist: nodes, kernels, users, and the ids of kernels that existed once.
 //!
 //! A deterministic machine: the same commands in the same order give the same state everywhere.
 //! No clock, no chance, no I/O.
@@ -7,6 +7,9 @@ mod command;
 mod kernels;
 #[cfg(test)]
 mod tests;
+mod users;
+#[cfg(test)]
+mod users_tests;
 
 use std::collections::BTreeMap;
 
@@ -15,6 +18,7 @@ use callboard_replicated::Machine;
 use serde::{Deserialize, Serialize};
 
 pub use command::{Command, Outcome, Refusal};
+pub use users::{TOKENS_PER_USER_MAX, USERS_MAX, UserChange};
 
 /// Kernels one owner may have at a time. A kernel that hibernates costs each of its nodes some tens
 /// of KiB, so this guards the copies of the desired state (half a KiB each) against a client that
@@ -26,8 +30,11 @@ pub const KERNELS_PER_OWNER_MAX: usize = 10_000;
 pub const TOMBSTONES_MAX: usize = 100_000;
 /// Stopped kernels whose last entry is kept for whoever asks again.
 const LAST_SPECS_MAX: usize = 256;
-/// Format of the snapshot; a reader refuses one it does not know.
-const SNAPSHOT_VERSION: u16 = 1;
+/// Newest format of commands and snapshots that is read here: users came with the second. A snapshot
+/// says which one it needs, so that a reader of an older one refuses it and loses nothing.
+pub const FORMAT: u16 = 2;
+/// The format that knew no users. What holds none is written in it.
+const FORMAT_WITHOUT_USERS: u16 = 1;
 
 /// A node that belongs to the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +60,9 @@ pub struct DesiredState {
     last_specs: BTreeMap<u64, KernelSpec>,
     /// No kernel with this id or a lower one may start any more.
     floor: Option<KernelId>,
+    /// Who may use the cluster.
+    #[serde(default, skip_serializing_if = "users::Users::is_untouched")]
+    users: users::Users,
 }
 
 impl DesiredState {
@@ -187,6 +197,10 @@ impl Machine for DesiredState {
             }
             Command::MemberRecovered { kernel, replica } => self.member_recovered(kernel, replica),
             Command::NoteNeeds { kernel, needs } => self.note_needs(kernel, needs),
+            Command::AddUser { user, role } => self.add_user(user, role),
+            Command::RemoveUser { user } => self.remove_user(user),
+            Command::AddToken { user, id, entry } => self.add_token(user, id, entry),
+            Command::RevokeToken { id } => self.revoke_token(id),
         };
         if outcome.is_change() {
             self.revision += 1;
@@ -195,17 +209,18 @@ impl Machine for DesiredState {
     }
 
     fn snapshot(&self) -> Vec<u8> {
+        let format = if self.users.is_untouched() { FORMAT_WITHOUT_USERS } else { FORMAT };
         // Writing plain data to memory cannot fail.
-        rmp_serde::to_vec_named(&(SNAPSHOT_VERSION, self)).unwrap_or_default()
+        rmp_serde::to_vec_named(&(format, self)).unwrap_or_default()
     }
 
     fn restore(bytes: &[u8]) -> Result<Self, String> {
-        let (version, state): (u16, Self) =
+        let (format, state): (u16, Self) =
             rmp_serde::from_slice(bytes).map_err(|error| error.to_string())?;
-        if version == SNAPSHOT_VERSION {
+        if (FORMAT_WITHOUT_USERS..=FORMAT).contains(&format) {
             Ok(state)
         } else {
-            Err(format!("snapshot format {version} of the desired state is not known here"))
+            Err(format!("snapshot format {format} of the desired state is not known here"))
         }
     }
 }

@@ -72,6 +72,7 @@ pub(crate) async fn start_kernel(
     match propose(context, command).await? {
         Outcome::Kernel(spec) => {
             context.announce_kernel(kernel, "started", &spec).await;
+            context.audit_kernel(envelope, "kernel_started", &spec).await;
             Ok(spec)
         }
         Outcome::AlreadySo(spec) => Ok(spec),
@@ -81,6 +82,7 @@ pub(crate) async fn start_kernel(
 
 pub(crate) async fn stop_kernel(
     context: &Context,
+    envelope: &Envelope,
     request: StopKernel,
 ) -> Result<KernelSpec, Fault> {
     let kernel = request.kernel;
@@ -88,6 +90,7 @@ pub(crate) async fn stop_kernel(
         Outcome::Stopped { last: Some(spec), is_new } => {
             if is_new {
                 context.announce_kernel(kernel, "stopped", &spec).await;
+                context.audit_kernel(envelope, "kernel_stopped", &spec).await;
             }
             Ok(spec)
         }

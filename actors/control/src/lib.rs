@@ -7,6 +7,7 @@
 //! desired state; kernels' own leaders change their groups' members.
 
 mod actor;
+mod audit;
 mod desired;
 mod environments;
 mod find;
@@ -16,11 +17,13 @@ mod membership;
 mod recover;
 mod repair;
 mod request;
+mod users;
 mod view;
 
 pub use actor::{Control, ControlArgs, ControlMsg};
 pub use desired::{
-    Command, DesiredState, KERNELS_PER_OWNER_MAX, NodeEntry, Outcome, Refusal, TOMBSTONES_MAX,
+    Command, DesiredState, FORMAT, KERNELS_PER_OWNER_MAX, NodeEntry, Outcome, Refusal,
+    TOKENS_PER_USER_MAX, TOMBSTONES_MAX, USERS_MAX, UserChange,
 };
 pub use membership::{MembershipStep, plan_membership};
 pub use request::{NAME_LENGTH_MAX, RegisterNode, Registered};

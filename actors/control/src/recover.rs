@@ -29,6 +29,7 @@ const ASK_EVERY: Duration = Duration::from_millis(250);
 /// Says what a recovery would do, or does it.
 pub(crate) async fn recover_kernel(
     context: &Context,
+    envelope: &Envelope,
     request: RecoverKernel,
 ) -> Result<RecoveryPlan, Fault> {
     let RecoverKernel { kernel, from, version, plan_only } = request;
@@ -51,7 +52,7 @@ pub(crate) async fn recover_kernel(
     let lost = lost.map(|(id, member)| (*id, member.node.clone())).collect();
     let node = survivor.node;
     let plan = RecoveryPlan { spec, from, node, holds, lost };
-    if plan_only { Ok(plan) } else { carry_out(context, plan).await }
+    if plan_only { Ok(plan) } else { carry_out(context, envelope, plan).await }
 }
 
 fn no_such_member(spec: &KernelSpec, from: ReplicaId) -> Fault {
@@ -103,7 +104,11 @@ async fn holdings(
     })
 }
 
-async fn carry_out(context: &Context, plan: RecoveryPlan) -> Result<RecoveryPlan, Fault> {
+async fn carry_out(
+    context: &Context,
+    envelope: &Envelope,
+    plan: RecoveryPlan,
+) -> Result<RecoveryPlan, Fault> {
     let RecoveryPlan { spec, from, node, .. } = &plan;
     let (kernel, version, from) = (spec.kernel, spec.version, *from);
     let cause = format!("recovered from replica {from} on {node} after a lost majority");
@@ -112,6 +117,7 @@ async fn carry_out(context: &Context, plan: RecoveryPlan) -> Result<RecoveryPlan
         Outcome::Kernel(spec) => {
             tracing::warn!(%kernel, %from, "a kernel is recovered from one of its members");
             context.announce_kernel(kernel, "recovery_begun", &spec).await;
+            context.audit_kernel(envelope, "kernel_recovered", &spec).await;
             Ok(RecoveryPlan { spec, ..plan })
         }
         outcome => Err(unexpected(outcome)),

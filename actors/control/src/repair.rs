@@ -1,5 +1,5 @@
 //! What the leader does unasked: records the founders, changes the system group's members, begins
-//! repairs of kernels.
+//! repairs of kernels; tells of changed users what a former leader did not get to tell.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +23,7 @@ use crate::{
     actor::Context,
     desired::{Command, DesiredState, Outcome},
     membership::{MembershipStep, plan_membership},
+    users,
     view::cluster_view,
 };
 
@@ -128,6 +129,7 @@ pub(crate) async fn work(context: &Context) {
     if !group.is_leader() {
         return;
     }
+    users::tell(context).await;
     record_founders(context).await;
     change_members(context).await;
     repair_kernels(context).await;

@@ -2,6 +2,7 @@
 
 use callboard_protocol::{
     DiskId, Fault, FaultCode, KernelId, NodeId, ReplicaId, control::StartKernel, ids::is_token,
+    users::TokenEntry,
 };
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,10 @@ use serde::{Deserialize, Serialize};
 pub const NAME_LENGTH_MAX: usize = callboard_protocol::ids::TOKEN_LENGTH_MAX;
 /// Longest path of a directory; the limit of Linux.
 const PATH_LENGTH_MAX: usize = 4_096;
+/// Characters of a SHA-256 in hexadecimal.
+const DIGEST_LENGTH: usize = 64;
+/// Longest label of an access token in bytes: a column of a table, not a text.
+const LABEL_LENGTH_MAX: usize = 100;
 /// How many replicas a kernel may have: odd, as an even one adds no safety.
 const REPLICA_COUNTS: [u8; 3] = [1, 3, 5];
 
@@ -60,6 +65,29 @@ pub(crate) fn check_start(request: &StartKernel) -> Result<(), Fault> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a token may be kept like this.
+pub(crate) fn check_token(entry: &TokenEntry) -> Result<(), Fault> {
+    let bad = |message: String| Err(Fault::new(FaultCode::BadRequest, message));
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if entry.sha256.len() != DIGEST_LENGTH || !entry.sha256.bytes().all(is_hex) {
+        return bad(format!(
+            "a token is kept as its SHA-256: send {DIGEST_LENGTH} lower-case hexadecimal digits, \
+             never the token"
+        ));
+    }
+    if let Some(label) = &entry.label
+        && (label.len() > LABEL_LENGTH_MAX || label.chars().any(char::is_control))
+    {
+        return bad(format!(
+            "a token's label is one line of at most {LABEL_LENGTH_MAX} bytes: shorten it"
+        ));
+    }
+    if entry.expires_ms.is_some_and(|expires_ms| expires_ms <= entry.created_ms) {
+        return bad("this token would never be valid: let it expire after it is made".to_owned());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -119,6 +147,30 @@ mod tests {
         for bad in ["", "two words", "a.b", "ünï", &long, &id] {
             let fault = start(Some(bad), 3).unwrap_err();
             assert_eq!(fault.code, FaultCode::BadRequest, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_kept_as_a_digest_with_a_short_label_and_a_time_to_live() {
+        let good = TokenEntry {
+            sha256: "0f".repeat(32),
+            label: Some("laptop of Ada".to_owned()),
+            created_ms: 5,
+            expires_ms: Some(6),
+        };
+        assert_eq!(check_token(&good), Ok(()));
+        assert!(check_token(&TokenEntry { label: None, expires_ms: None, ..good.clone() }).is_ok());
+        let (sha256, label) = (|it: &str| it.to_owned(), |it: &str| Some(it.to_owned()));
+        for bad in [
+            TokenEntry { sha256: sha256("cb_k3x9q0a7b2mz_secret"), ..good.clone() },
+            TokenEntry { sha256: "0F".repeat(32), ..good.clone() },
+            TokenEntry { sha256: "é".repeat(32), ..good.clone() },
+            TokenEntry { label: label("two\nlines"), ..good.clone() },
+            TokenEntry { label: label(&"x".repeat(101)), ..good.clone() },
+            TokenEntry { expires_ms: Some(5), ..good.clone() },
+        ] {
+            let fault = check_token(&bad).unwrap_err();
+            assert_eq!(fault.code, FaultCode::BadRequest, "{bad:?}");
         }
     }
 }

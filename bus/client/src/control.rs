@@ -140,7 +140,7 @@ impl ControlClient {
         ask(bus.as_ref(), &subject, &envelope, &Purge { kernel }, PURGE_DEADLINE).await
     }
 
-    async fn verb<Req, Rep>(&self, verb: &str, request: &Req) -> Result<Rep, Fault>
+    pub(crate) async fn verb<Req, Rep>(&self, verb: &str, request: &Req) -> Result<Rep, Fault>
     where
         Req: Serialize + Sync,
         Rep: DeserializeOwned,

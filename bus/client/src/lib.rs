@@ -14,6 +14,7 @@ pub mod own;
 pub mod request;
 pub mod said;
 pub mod stream;
+mod users;
 
 pub use channels::{Channels, Delivery};
 pub use client::{Client, ClusterEvent, EventStream};

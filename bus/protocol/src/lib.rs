@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here does I/O, knows a runtime or reads a clock.
 
+pub mod audit;
 mod base64_bytes;
 pub mod control;
 pub mod envelope;
@@ -14,6 +15,7 @@ pub mod kernel;
 pub mod node;
 pub mod storage;
 pub mod subject;
+pub mod users;
 
 pub use envelope::Envelope;
 pub use fault::{Answer, Certainty, Fault, FaultCode};

@@ -50,6 +50,13 @@ pub struct Beat {
     /// Its stock of Python processes.
     #[serde(default, skip_serializing_if = "PythonStock::is_empty")]
     pub python_stock: PythonStock,
+    /// Newest format of the desired state that it reads; 0 of nodes of the version before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub desired_format: u16,
+}
+
+fn is_zero(number: &u16) -> bool {
+    *number == 0
 }
 
 /// A node's replicas that sleep and so say nothing themselves.

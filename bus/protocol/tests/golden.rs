@@ -10,12 +10,14 @@ use bytes::Bytes;
 use callboard_protocol::{
     Answer, Certainty, DiskId, Envelope, Epoch, Fault, FaultCode, Incarnation, KernelId, MessageId,
     NodeId, OwnerId, ReplicaId, Seq, Term,
+    audit::Audit,
     control::*,
     environment::Environment,
     history::*,
     kernel::*,
     node::{Asleep, Beat, Kill, NodeExited, PythonStock},
     storage::*,
+    users::*,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -385,12 +387,40 @@ fn node_messages_keep_their_first_version() {
         asleep: Asleep::default(),
         python_stock: PythonStock::default(),
         disk_level: None,
+        desired_format: 0,
     };
     holds("beat", &beat);
     let asleep = Asleep { count: 2, digest: 0x1234_5678_9abc_def0 };
     holds("beat_asleep", &Beat { asleep, ..beat.clone() });
     let python_stock = PythonStock { ready: 3, target: 4, zygote_pid: Some(4712), preloaded: 2 };
-    holds("beat_with_stock", &Beat { python_stock, ..beat });
+    holds("beat_with_stock", &Beat { python_stock, ..beat.clone() });
+    holds("beat_with_desired_format", &Beat { desired_format: 2, ..beat });
+}
+
+#[test]
+fn messages_about_users_keep_their_first_version() {
+    let (user, id) = (OwnerId::new("ada").unwrap(), TokenId::new("k3x9q0a7b2mz").unwrap());
+    let token = AccessToken::new(id.clone(), &[0xfb; SECRET_BYTES]);
+    assert_eq!(golden("v1_access_token.txt", &format!("{token}\n")), format!("{token}\n"));
+    holds("user_roles", &[UserRole::Viewer, UserRole::User, UserRole::Admin]);
+    let label = Some("laptop".to_owned());
+    let (sha256, created_ms) = (token.sha256_hex(), 1_790_000_000_000);
+    let entry = TokenEntry { sha256, label, created_ms, expires_ms: Some(1_792_592_000_000) };
+    assert!(entry.admits(&token, created_ms));
+    holds("add_user", &AddUser { user: user.clone(), role: UserRole::Admin });
+    holds("remove_user", &RemoveUser { user: user.clone() });
+    holds("add_token", &AddToken { user: user.clone(), id: id.clone(), entry: entry.clone() });
+    holds("revoke_token", &RevokeToken { id: id.clone() });
+    holds("list_users", &ListUsers { after: Some(user.clone()) });
+    let forever = TokenEntry { label: None, expires_ms: None, ..entry.clone() };
+    let tokens = [(id, entry), (TokenId::new("000000000000").unwrap(), forever)].into();
+    let ada = UserEntry { user: user.clone(), role: UserRole::User, tokens };
+    let list = UserList { users: vec![ada], version: 4, next: None };
+    holds("user_list", &list);
+    holds("user_list_page", &UserList { next: Some(user), ..list });
+    holds("users_changed", &UsersChanged { version: 5 });
+    let (by, action, subject) = ("ada".into(), "user_added".into(), "bob".into());
+    holds("audit", &Audit { at_ms: created_ms, by, action, subject, detail: "as viewer".into() });
 }
 
 #[test]

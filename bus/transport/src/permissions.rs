@@ -30,8 +30,10 @@ pub enum Role {
     Node(NodeId),
     /// A person at the command line.
     Operator,
-    /// A notebook front-end or gateway: runs cells, changes nothing else.
+    /// A notebook front-end: runs cells, changes nothing else.
     Frontend,
+    /// A gateway for many front-ends: checks their users' tokens, and starts and stops their kernels.
+    Gateway,
     /// The process that starts nodes and sees them end.
     Supervisor,
 }
@@ -44,6 +46,7 @@ impl Role {
             Self::Node(node) => format!("node-{node}"),
             Self::Operator => "operator".to_owned(),
             Self::Frontend => "frontend".to_owned(),
+            Self::Gateway => "gateway".to_owned(),
             Self::Supervisor => "supervisor".to_owned(),
         }
     }
@@ -73,6 +76,25 @@ impl Role {
             tails.iter().map(|tail| format!("{root}.{tail}")).collect()
         };
         const OPERATOR: [&str; 3] = ["control.*.*", "kernel.*.*", "node.*.*"];
+        const FRONTEND: [&str; 7] = [
+            "kernel.*.shell",
+            "kernel.*.control",
+            "kernel.*.stdin",
+            "kernel.*.outputs",
+            "kernel.*.show",
+            "control.*.find_kernel",
+            "control.*.list_kernels",
+        ];
+        const GATEWAY: [&str; 8] = [
+            "kernel.*.log",
+            "kernel.*.checkpoint",
+            "kernel.*.seen",
+            "control.*.start_kernel",
+            "control.*.stop_kernel",
+            "control.*.list_nodes",
+            "control.*.list_users",
+            "evt.control.main.audited",
+        ];
         match self {
             Self::Node(_) => {
                 let all = below(&[">"]);
@@ -83,18 +105,8 @@ impl Role {
                 let exited = below(&["evt.node.*.exited"]);
                 ([below(&OPERATOR), exited].concat(), below(&["evt.>"]))
             }
-            Self::Frontend => (
-                below(&[
-                    "kernel.*.shell",
-                    "kernel.*.control",
-                    "kernel.*.stdin",
-                    "kernel.*.outputs",
-                    "kernel.*.show",
-                    "control.*.find_kernel",
-                    "control.*.list_kernels",
-                ]),
-                below(&["evt.kernel.>"]),
-            ),
+            Self::Frontend => (below(&FRONTEND), below(&["evt.kernel.>"])),
+            Self::Gateway => ([below(&FRONTEND), below(&GATEWAY)].concat(), below(&["evt.>"])),
         }
     }
 }
@@ -103,7 +115,7 @@ impl Role {
 #[must_use]
 pub fn cluster_roles(nodes: &[NodeId]) -> Vec<Role> {
     let mut roles: Vec<Role> = nodes.iter().cloned().map(Role::Node).collect();
-    roles.extend([Role::Operator, Role::Frontend, Role::Supervisor]);
+    roles.extend([Role::Operator, Role::Frontend, Role::Gateway, Role::Supervisor]);
     roles
 }
 

@@ -170,6 +170,58 @@ async fn a_role_cannot_leave_its_subjects() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_starts_kernels_and_reads_users_but_administers_nothing() {
+    let cluster = TestCluster::start().await;
+    let gateway = cluster.connect(&Role::Gateway).await;
+    let envelope = Envelope::default();
+    let control = |verb| subject(ActorKind::Control, "main", verb);
+    let kernel = |verb| subject(ActorKind::Kernel, "k", verb);
+    let group = GroupId::new("g").unwrap();
+    let forbidden = [
+        Subject::raft(&cluster_id(), &group, ReplicaId(1), "vote"),
+        subject(ActorKind::Node, "n1", "kill"),
+        subject(ActorKind::Node, "n1", "storage"),
+        kernel("rewind"),
+        kernel("put_chunk"),
+        control("add_user"),
+        control("remove_user"),
+        control("add_token"),
+        control("revoke_token"),
+        control("recover_kernel"),
+        control("register_node"),
+    ];
+    for to in forbidden {
+        let error = gateway.request(&to, &envelope, Bytes::new(), PATIENCE).await.unwrap_err();
+        assert_eq!(error, BusError::Forbidden(to.to_string()));
+    }
+    let kernel_verbs =
+        ["shell", "control", "stdin", "outputs", "show", "log", "checkpoint", "seen"].map(kernel);
+    let control_verbs =
+        ["start_kernel", "stop_kernel", "find_kernel", "list_kernels", "list_nodes", "list_users"]
+            .map(control);
+    for to in kernel_verbs.into_iter().chain(control_verbs) {
+        let error = gateway.request(&to, &envelope, Bytes::new(), PATIENCE).await.unwrap_err();
+        assert_eq!(error, BusError::NoResponders(to.to_string()));
+    }
+    let raft = SubjectPattern::RaftMember { cluster: cluster_id(), group, replica: ReplicaId(1) };
+    for pattern in [raft, verbs(ActorKind::Kernel, "k"), verbs(ActorKind::Control, "main")] {
+        let error = gateway.subscribe(&pattern).await.unwrap_err();
+        assert_eq!(error, BusError::Forbidden(pattern.to_string()));
+    }
+    let all = SubjectPattern::AllEvents { cluster: cluster_id() };
+    let mut heard = gateway.subscribe(&all).await.unwrap();
+    let forged = Subject::event(&cluster_id(), ActorKind::Control, "main", "users_changed");
+    let audited = Subject::event(&cluster_id(), ActorKind::Control, "main", "audited");
+    for to in [&forged, &audited] {
+        // A publication that is not permitted is dropped by the broker, or refused at once.
+        let _ = gateway.publish(to, &envelope, Bytes::new()).await;
+    }
+    let first = timeout(PATIENCE, heard.next()).await.unwrap().unwrap();
+    assert_eq!(first.subject, audited);
+    cluster.broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_reads_anothers_inbox() {
     let cluster = TestCluster::start().await;
     let mut stolen = cluster.credentials(&Role::Frontend);

@@ -243,6 +243,7 @@ impl NodeState {
             unenforced: args.factory.unenforced(),
             asleep: args.factory.asleep(),
             python_stock: args.factory.python_stock(),
+            desired_format: callboard_control::FORMAT,
         };
         let subject = Subject::event(&args.cluster, ActorKind::Node, &args.node, "beat");
         let envelope = Envelope { epoch, ..Envelope::default() };

@@ -1,8 +1,12 @@
 //! The command line's shape.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use callboard_protocol::control::Standby;
+use callboard_protocol::{
+    OwnerId,
+    control::Standby,
+    users::{TokenId, UserRole},
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -53,6 +57,9 @@ pub enum Verb {
     /// Start, look at, use and stop kernels.
     #[command(subcommand)]
     Kernel(KernelVerb),
+    /// Say who may use a gateway's kernels, and with which access tokens.
+    #[command(subcommand)]
+    User(UserVerb),
     /// Show the outputs of a kernel.
     Outputs(OutputsArgs),
     /// Show the nodes.
@@ -176,6 +183,96 @@ pub enum KernelVerb {
         #[arg(long, short)]
         yes: bool,
     },
+}
+
+/// Verbs of users.
+#[derive(Debug, Subcommand)]
+pub enum UserVerb {
+    /// Add a user, or change the role of one that exists.
+    Add {
+        /// Who: letters, digits, '-' or '_'. It owns the kernels it starts.
+        #[arg(value_name = "NAME")]
+        user: OwnerId,
+        /// What it may do.
+        #[arg(long, value_enum, default_value_t)]
+        role: RoleArg,
+    },
+    /// Remove a user that owns no kernels, and with it its tokens.
+    Remove {
+        /// Who.
+        #[arg(value_name = "NAME")]
+        user: OwnerId,
+    },
+    /// List the users and their tokens.
+    List,
+    /// Make an access token for a user and print it, this once.
+    Token {
+        /// For whom.
+        #[arg(value_name = "NAME")]
+        user: OwnerId,
+        /// What it is for, shown in the list.
+        #[arg(long, value_name = "TEXT")]
+        label: Option<String>,
+        /// How long it is valid, such as 30d, 12h or 45m [default: until it is revoked].
+        #[arg(long, value_name = "TIME", value_parser = lifetime)]
+        expires_in: Option<Duration>,
+    },
+    /// Make an access token invalid.
+    Revoke {
+        /// Which: the part after 'cb_' in the token, as `user list` shows it.
+        #[arg(value_name = "TOKEN_ID")]
+        id: TokenId,
+    },
+}
+
+/// What a user may do.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum RoleArg {
+    /// Look at its kernels and their outputs.
+    Viewer,
+    /// Have kernels of its own.
+    #[default]
+    User,
+    /// See and manage everyone's kernels, and the users.
+    Admin,
+}
+
+impl From<RoleArg> for UserRole {
+    fn from(arg: RoleArg) -> Self {
+        match arg {
+            RoleArg::Viewer => Self::Viewer,
+            RoleArg::User => Self::User,
+            RoleArg::Admin => Self::Admin,
+        }
+    }
+}
+
+/// Longest lifetime of a token, in days: ten years. Whoever means longer means for ever.
+const LIFETIME_MAX_DAYS: u64 = 3_650;
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let refusal = || {
+        format!(
+            "use a whole number above 0 and s, m, h, d or w, such as 30d, of at most \
+             {LIFETIME_MAX_DAYS} days; without --expires-in the token is valid until it is revoked"
+        )
+    };
+    let unit = text.chars().last().ok_or_else(refusal)?;
+    let unit_s = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        'w' => 7 * 86_400,
+        _ => return Err(refusal()),
+    };
+    let number = text[..text.len() - unit.len_utf8()].parse::<u64>().map_err(|_| refusal())?;
+    match number.checked_mul(unit_s) {
+        Some(seconds) if (1..=LIFETIME_MAX_DAYS * 86_400).contains(&seconds) => {
+            Ok(Duration::from_secs(seconds))
+        }
+        _ => Err(refusal()),
+    }
 }
 
 /// Arguments of `kernel start`.
@@ -327,4 +424,35 @@ pub struct DoctorArgs {
     /// The Python to check.
     #[arg(long, value_name = "PROGRAM")]
     pub python: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lifetime_is_a_number_and_a_unit() {
+        let seconds = |text: &str| lifetime(text).map(|lifetime| lifetime.as_secs());
+        assert_eq!(seconds("90s"), Ok(90));
+        assert_eq!(seconds("45m"), Ok(45 * 60));
+        assert_eq!(seconds("12h"), Ok(12 * 3_600));
+        assert_eq!(seconds("30d"), Ok(30 * 86_400));
+        assert_eq!(seconds("2w"), Ok(14 * 86_400));
+        let bad = [
+            "",
+            "d",
+            "30",
+            "0d",
+            "-1d",
+            "1.5d",
+            "30 d",
+            "30D",
+            "3651d",
+            "99999999999999999w",
+            "1é",
+        ];
+        for text in bad {
+            assert!(lifetime(text).unwrap_err().contains("such as 30d"), "{text}");
+        }
+    }
 }

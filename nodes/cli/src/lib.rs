@@ -22,6 +22,7 @@ pub mod recover;
 pub mod storage;
 pub mod undo;
 pub mod up;
+pub mod user;
 
 use std::{io, process::ExitCode};
 
@@ -82,6 +83,7 @@ async fn run(cli: Cli) -> Outcome {
         Verb::Node(args) => node::run(args).await,
         Verb::Gateway(args) => gateway::run(&context, args).await,
         Verb::Kernel(verb) => kernel::run(&context, verb).await,
+        Verb::User(verb) => user::run(&context, verb).await,
         Verb::Outputs(args) => look::outputs(&context, args).await,
         Verb::Nodes => look::nodes(&context).await,
         Verb::Storage => storage::show(&context).await,

@@ -1,13 +1,16 @@
 //! `callboard nodes`, `outputs` and `events`: what is, and what happens.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
+use callboard_client::date::iso8601;
 use callboard_protocol::{
+    audit::{AUDITED, Audit},
     control::{NodeHealth, NodeStatus},
     jupyter::JupyterMessage,
     kernel::{Output, OutputCursor, OutputPlace},
 };
 use callboard_transport::typed::bus_fault;
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
@@ -200,14 +203,27 @@ pub async fn events(context: &Context, args: EventsArgs) -> Outcome {
             continue;
         }
         let body = body(&event.payload);
+        let audit = (event.event == AUDITED).then(|| Audit::deserialize(&body));
         if context.printer.is_json() {
             let (kind, id) = (event.kind.to_string(), &event.id);
             let line = json!({ "kind": kind, "id": id, "event": event.event, "body": body });
             stdout_line(&line.to_string())?;
+        } else if let Some(Ok(audit)) = audit {
+            stdout_line(&audit_line(&audit))?;
         } else {
             stdout_line(&format!("{} {} {} {body}", event.kind, event.id, event.event))?;
         }
     }
+}
+
+/// An audit for reading, such as `audit 2026-11-26T20:41:01.000000Z ada kernel_started plots: …`. A
+/// gateway may repeat in it what a stranger typed, so nothing but printable characters is printed.
+fn audit_line(audit: &Audit) -> String {
+    let at = iso8601(UNIX_EPOCH + Duration::from_millis(audit.at_ms));
+    let Audit { by, action, subject, detail, .. } = audit;
+    let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+    let line = format!("audit {at} {by} {action} {subject}{detail}");
+    line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// A body as JSON: itself, or for an output its type and length.
@@ -219,5 +235,27 @@ fn body(payload: &bytes::Bytes) -> Value {
     match header {
         Ok(header) => json!({ "msg_type": header.msg_type, "bytes": payload.len() }),
         Err(_) => json!({ "bytes": payload.len() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_audit_is_one_readable_line_whatever_is_in_it() {
+        let audit = |by: &str, detail: &str| Audit {
+            at_ms: 1_709_164_799_000,
+            by: by.to_owned(),
+            action: "user_added".to_owned(),
+            subject: "bob".to_owned(),
+            detail: detail.to_owned(),
+        };
+        let line = audit_line(&audit("ada", "as viewer"));
+        assert_eq!(line, "audit 2024-02-28T23:59:59.000000Z ada user_added bob: as viewer");
+        assert!(audit_line(&audit("ada", "")).ends_with("bob"));
+        let line = audit_line(&audit("\u{1b}[2Jx\ny", "\r\n"));
+        assert!(!line.contains(char::is_control) && line.contains("[2Jx y"), "{line:?}");
+        audit_line(&Audit { at_ms: u64::MAX, ..audit("", "") });
     }
 }

@@ -50,6 +50,10 @@ fn wrong_usage_is_refused_before_anything_is_done() {
     refuses(&["kernel", "exec", "k", "x", "--timeout", "0"], 2, &["above 0"]);
     refuses(&["outputs", "k", "--since", "x"], 2, &["TERM.NUMBER"]);
     refuses(&["node", "--data", "d", "--id", "a b"], 2, &["letters, digits"]);
+    refuses(&["user", "add", "two words"], 2, &["letters, digits"]);
+    refuses(&["user", "add", "ada", "--role", "king"], 2, &["viewer", "admin"]);
+    refuses(&["user", "token", "ada", "--expires-in", "soon"], 2, &["such as 30d"]);
+    refuses(&["user", "revoke", "short"], 2, &["callboard user list"]);
     refuses(&["kill", "a/b/c/d"], 2, &["names no actor", "node-2"]);
     refuses(&["bench", "nothing"], 2, &["nothing", "--help"]);
     refuses(&["frobnicate"], 2, &["unrecognized"]);
@@ -67,6 +71,11 @@ fn without_a_cluster_every_verb_says_how_to_get_one() {
         &["kernel", "exec", "k", "x = 1"],
         &["kernel", "interrupt", "k"],
         &["kernel", "stop", "k", "--yes"],
+        &["user", "add", "ada"],
+        &["user", "remove", "ada"],
+        &["user", "list"],
+        &["user", "token", "ada"],
+        &["user", "revoke", "000000000000"],
         &["kill", "node-1", "--yes"],
     ] {
         refuses(args, 4, &["found no cluster", "callboard up", "--context"]);
@@ -127,6 +136,7 @@ fn completion_scripts_exist_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let (code, stdout, _) = run(folder.path(), &["completion", shell]);
         assert!(code == 0 && stdout.contains("callboard") && stdout.contains("kernel"), "{shell}");
+        assert!(stdout.contains("revoke") && stdout.contains("expires-in"), "{shell}");
     }
 }
 

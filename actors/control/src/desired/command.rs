@@ -6,10 +6,11 @@ use callboard_protocol::{
     DiskId, Fault, FaultCode, KernelId, NodeId, OwnerId, ReplicaId,
     control::{KernelOptions, KernelSettings, KernelSpec, Origin},
     environment::Environment,
+    users::{TokenEntry, TokenId, UserEntry, UserRole},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{KERNELS_PER_OWNER_MAX, NodeEntry};
+use super::{KERNELS_PER_OWNER_MAX, NodeEntry, TOKENS_PER_USER_MAX, USERS_MAX, UserChange};
 
 /// A change of the desired state. Stored in the log: add variants and defaulted fields only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +106,33 @@ pub enum Command {
         /// What it needs now.
         needs: Environment,
     },
+    /// There should be such a user, with this role. Read by [`super::FORMAT`] 2 and later, as are
+    /// all commands about users.
+    AddUser {
+        /// Who.
+        user: OwnerId,
+        /// What it may do.
+        role: UserRole,
+    },
+    /// A user should not exist any more.
+    RemoveUser {
+        /// Who.
+        user: OwnerId,
+    },
+    /// A user should have one more access token.
+    AddToken {
+        /// Who.
+        user: OwnerId,
+        /// What the token is called.
+        id: TokenId,
+        /// What to know of it.
+        entry: TokenEntry,
+    },
+    /// An access token should not be valid any more.
+    RevokeToken {
+        /// Which.
+        id: TokenId,
+    },
 }
 
 /// What came of a command.
@@ -128,6 +156,13 @@ pub enum Outcome {
         /// Whether this very command stopped it.
         is_new: bool,
     },
+    /// The user's entry is now this, or was this last.
+    User {
+        /// The entry.
+        entry: UserEntry,
+        /// What this very command changed about it.
+        change: Option<UserChange>,
+    },
     /// What was asked for was so already.
     AlreadySo(KernelSpec),
     /// What was asked for was so already.
@@ -143,6 +178,7 @@ impl Outcome {
         match self {
             Self::Founded | Self::Kernel(_) => true,
             Self::Registered { is_new, .. } | Self::Stopped { is_new, .. } => *is_new,
+            Self::User { change, .. } => change.is_some(),
             Self::AlreadySo(_) | Self::Unchanged | Self::Refused(_) => false,
         }
     }
@@ -256,6 +292,53 @@ pub enum Refusal {
         /// Which change, as a clause.
         what: String,
     },
+    /// There is no such user.
+    #[error(
+        "there is no user '{user}': see `callboard user list`, or add it with `callboard user add \
+         {user}`"
+    )]
+    NoSuchUser {
+        /// The name.
+        user: OwnerId,
+    },
+    /// The cluster has as many users as it may have.
+    #[error(
+        "the cluster has {USERS_MAX} users, which is the limit: remove one that is not needed with \
+         `callboard user remove`"
+    )]
+    TooManyUsers,
+    /// The user has kernels.
+    #[error(
+        "{user} still owns {count} kernels, which nobody would own without it: stop them first with \
+         `callboard kernel stop` (`callboard kernel list --output json` says whose each is)"
+    )]
+    OwnsKernels {
+        /// The user.
+        user: OwnerId,
+        /// How many.
+        count: usize,
+    },
+    /// The user has as many tokens as one may have.
+    #[error(
+        "{user} has {TOKENS_PER_USER_MAX} tokens, which is the limit: revoke one that is not needed \
+         with `callboard user revoke` (see `callboard user list`)"
+    )]
+    TooManyTokens {
+        /// The user.
+        user: OwnerId,
+    },
+    /// The id belongs to another token.
+    #[error("there is another token {id} already: make yours under a fresh id")]
+    TokenTaken {
+        /// The id.
+        id: TokenId,
+    },
+    /// There is no such token.
+    #[error("there is no token {id}, or it was revoked already: see `callboard user list`")]
+    NoSuchToken {
+        /// The id.
+        id: TokenId,
+    },
     /// The command asks for what no caller may ask for.
     #[error("a defect: {0}; please report it")]
     Malformed(String),
@@ -269,10 +352,17 @@ impl From<Refusal> for Fault {
             | Refusal::WasStopped { .. }
             | Refusal::NameTaken { .. }
             | Refusal::NeverWhole { .. }
+            | Refusal::OwnsKernels { .. }
+            | Refusal::TokenTaken { .. }
             | Refusal::InFlight { .. } => FaultCode::Conflict,
             Refusal::TooOld { .. } | Refusal::OtherOwner { .. } => FaultCode::BadRequest,
-            Refusal::TooMany { .. } => FaultCode::Exhausted,
-            Refusal::NoSuchKernel { .. } | Refusal::NoSuchMember { .. } => FaultCode::NotFound,
+            Refusal::TooMany { .. } | Refusal::TooManyUsers | Refusal::TooManyTokens { .. } => {
+                FaultCode::Exhausted
+            }
+            Refusal::NoSuchKernel { .. }
+            | Refusal::NoSuchMember { .. }
+            | Refusal::NoSuchUser { .. }
+            | Refusal::NoSuchToken { .. } => FaultCode::NotFound,
             Refusal::Stale { .. } => FaultCode::Stale,
             Refusal::Malformed(_) => FaultCode::Internal,
         };

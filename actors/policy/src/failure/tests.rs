@@ -32,6 +32,7 @@ fn beat(number: usize, incarnation: u64, at_ms: u64) -> Beat {
         unenforced: Vec::new(),
         asleep: Default::default(),
         python_stock: Default::default(),
+        desired_format: 0,
     }
 }
 

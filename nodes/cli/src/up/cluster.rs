@@ -178,6 +178,7 @@ fn credentials_file(data_dir: &Path, role: &Role) -> PathBuf {
         Role::Node(node) => node.to_string(),
         Role::Operator => "operator".to_owned(),
         Role::Frontend => "frontend".to_owned(),
+        Role::Gateway => "gateway".to_owned(),
         Role::Supervisor => "supervisor".to_owned(),
     };
     data_dir.join("credentials").join(format!("{name}.json"))
