@@ -76,19 +76,21 @@ impl Role {
             tails.iter().map(|tail| format!("{root}.{tail}")).collect()
         };
         const OPERATOR: [&str; 3] = ["control.*.*", "kernel.*.*", "node.*.*"];
-        const FRONTEND: [&str; 7] = [
+        const FRONTEND: [&str; 9] = [
             "kernel.*.shell",
             "kernel.*.control",
             "kernel.*.stdin",
             "kernel.*.outputs",
             "kernel.*.show",
+            "kernel.*.seen",
+            "kernel.*.fate",
             "control.*.find_kernel",
             "control.*.list_kernels",
         ];
         const GATEWAY: [&str; 8] = [
             "kernel.*.log",
             "kernel.*.checkpoint",
-            "kernel.*.seen",
+            "kernel.*.restart",
             "control.*.start_kernel",
             "control.*.stop_kernel",
             "control.*.list_nodes",

@@ -4,6 +4,7 @@ mod validate;
 
 use std::{
     env,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -30,6 +31,9 @@ pub struct ClusterConfig {
     pub broker_host: String,
     /// The broker's port; 0 takes that of the last run, or a free one.
     pub broker_port: u16,
+    /// Where the gateway for Jupyter front-ends listens, as `ADDRESS:PORT`; port 0 takes that of the
+    /// last run, or a free one. Empty: no gateway.
+    pub gateway_listen: String,
     /// The nats-server program; empty searches.
     pub broker_program: PathBuf,
     /// Words before each node's command line; `{node}` stands for its id. Empty: none.
@@ -117,6 +121,7 @@ impl Default for ClusterConfig {
             nodes: 3,
             broker_host: "127.0.0.1".to_owned(),
             broker_port: 0,
+            gateway_listen: "127.0.0.1:0".to_owned(),
             broker_program: PathBuf::new(),
             node_launcher: String::new(),
             python_program: PathBuf::new(),
@@ -261,6 +266,15 @@ impl ClusterConfig {
     /// A [`Failure`] if it is not one.
     pub fn cluster(&self) -> Result<ClusterId, Failure> {
         ClusterId::new(self.cluster_id.as_str()).map_err(Failure::usage)
+    }
+
+    /// Where the gateway listens, if there is to be one. [`Self::validate`] has checked it.
+    ///
+    /// # Errors
+    /// A [`Failure`] if it is no address.
+    pub fn gateway(&self) -> Result<Option<SocketAddr>, Failure> {
+        let listen = self.gateway_listen.as_str();
+        (!listen.is_empty()).then(|| listen.parse().map_err(Failure::usage)).transpose()
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 /// A refused or failed request.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
 }

@@ -12,7 +12,7 @@ use actix_web::{
 };
 use callboard_client::{Client, date::iso8601, own};
 use callboard_protocol::{
-    Fault, FaultCode, KernelId,
+    Fault, KernelId,
     control::{KernelOptions, KernelSettings, KernelSpec, StartKernel},
     jupyter::JupyterMessage,
     kernel::{KernelPhase, OutputCursor},
@@ -61,16 +61,21 @@ impl KernelModel {
         }
     }
 
-    /// The same with what the kernel itself says, if it says it soon.
-    pub(crate) async fn asked(state: &GatewayState, client: &Client, spec: &KernelSpec) -> Self {
+    /// The same with what the kernel itself says, if it says it soon; else with `otherwise`.
+    pub(crate) async fn asked(
+        state: &GatewayState,
+        client: &Client,
+        spec: &KernelSpec,
+        otherwise: Option<&'static str>,
+    ) -> Self {
         let mut model = Self::of(state, spec);
-        if let Ok(Ok(status)) = timeout(LOOK_WITHIN, client.kernel(spec.kernel).show()).await {
-            model.execution_state = match status.phase {
-                KernelPhase::Running => "busy",
-                KernelPhase::Idle | KernelPhase::Parked | KernelPhase::Hibernating => "idle",
-                KernelPhase::Starting => "starting",
-            };
-        }
+        let asked = timeout(LOOK_WITHIN, client.kernel(spec.kernel).show()).await;
+        model.execution_state = match asked.ok().and_then(Result::ok).map(|it| it.phase) {
+            Some(KernelPhase::Running) => "busy",
+            Some(KernelPhase::Idle | KernelPhase::Parked | KernelPhase::Hibernating) => "idle",
+            Some(KernelPhase::Starting) => "starting",
+            None => otherwise.unwrap_or(model.execution_state),
+        };
         model
     }
 }
@@ -149,7 +154,7 @@ pub(crate) async fn start_one(
     };
     let spec = client.control().start_kernel(&request).await?;
     let model = loop {
-        let model = KernelModel::asked(state, &client, &spec).await;
+        let model = KernelModel::asked(state, &client, &spec, Some("starting")).await;
         // Whoever waits for it longer than this has given up: it is started all the same.
         if model.execution_state != "starting" || began.elapsed() > START_WITHIN {
             break model;
@@ -167,7 +172,7 @@ pub(crate) async fn show(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let spec = state.find(&caller, &id).await?;
-    let model = KernelModel::asked(&state, &state.client_of(&caller), &spec).await;
+    let model = KernelModel::asked(&state, &state.client_of(&caller), &spec, None).await;
     Ok(HttpResponse::Ok().json(model))
 }
 
@@ -211,7 +216,7 @@ pub(crate) async fn restart(
     caller.may_change()?;
     let client = state.client.clone().for_owner(spec.owner.clone());
     client.kernel(spec.kernel).restart().await?;
-    let model = KernelModel::asked(&state, &client, &spec).await;
+    let model = KernelModel::asked(&state, &client, &spec, Some("starting")).await;
     Ok(HttpResponse::Ok().json(model))
 }
 

@@ -15,7 +15,6 @@ pub(crate) struct Metrics {
     pub(crate) requests: IntCounterVec,
     pub(crate) websockets: IntGauge,
     pub(crate) messages: IntCounterVec,
-    pub(crate) replayed_sessions: IntCounter,
     pub(crate) refused_logins: IntCounter,
     pub(crate) start_seconds: Histogram,
 }
@@ -45,10 +44,6 @@ impl Metrics {
             "Jupyter messages by direction and channel",
             &["direction", "channel"],
         )?;
-        let replayed_sessions = counter(
-            "callboard_gateway_replayed_sessions_total",
-            "Sessions that came back and got what they had missed",
-        )?;
         let refused_logins =
             counter("callboard_gateway_refused_logins_total", "Requests without a valid token")?;
         let websockets = IntGauge::new("callboard_gateway_websockets", "Open websockets")?;
@@ -59,15 +54,7 @@ impl Metrics {
         );
         let start_seconds = Histogram::with_opts(options.buckets(START_BUCKETS_S.to_vec()))?;
         registry.register(Box::new(start_seconds.clone()))?;
-        Ok(Self {
-            registry,
-            requests,
-            websockets,
-            messages,
-            replayed_sessions,
-            refused_logins,
-            start_seconds,
-        })
+        Ok(Self { registry, requests, websockets, messages, refused_logins, start_seconds })
     }
 
     /// The figures in Prometheus's text format.

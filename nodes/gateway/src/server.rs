@@ -202,10 +202,12 @@ async fn count(
 }
 
 fn no_delay(connection: &dyn Any) {
-    type Tcp = rt::net::TcpStream;
-    type Tls = actix_web::dev::ConnectionInfo;
-    let _ = std::marker::PhantomData::<Tls>;
-    if let Some(stream) = connection.downcast_ref::<Tcp>() {
+    type Tls = actix_tls::accept::rustls_0_23::TlsStream<rt::net::TcpStream>;
+    let stream = match connection.downcast_ref::<Tls>() {
+        Some(stream) => Some(stream.get_ref().0),
+        None => connection.downcast_ref::<rt::net::TcpStream>(),
+    };
+    if let Some(stream) = stream {
         let _ = stream.set_nodelay(true);
     }
 }

@@ -63,6 +63,13 @@ impl ClusterConfig {
             host.parse::<std::net::IpAddr>().is_ok(),
             format!("broker_host is '{host}'; use an IP address of this machine"),
         );
+        let listen = &self.gateway_listen;
+        check(
+            self.gateway().is_ok(),
+            format!(
+                "gateway_listen is '{listen}'; use ADDRESS:PORT such as 127.0.0.1:8989, or nothing"
+            ),
+        );
         let nodes = self.nodes;
         check((1..=NODES_MAX).contains(&nodes), format!("nodes is {nodes}; use 1 to {NODES_MAX}"));
         for (key, value) in [

@@ -36,7 +36,7 @@ pub(super) struct Prepared {
     pub(super) state: UpState,
     /// The folder, absolute.
     pub(super) data_dir: PathBuf,
-    config: ClusterConfig,
+    pub(super) config: ClusterConfig,
     cluster: ClusterId,
     python: PathBuf,
     credentials: Vec<(Role, Credentials)>,

@@ -6,6 +6,7 @@
 //! everything in order.
 
 mod cluster;
+mod gateway;
 mod nodes;
 mod process;
 pub mod state;
@@ -16,6 +17,7 @@ use std::{
 };
 
 use callboard_client::Client;
+use callboard_gateway::Gateway;
 use callboard_protocol::{
     NodeId,
     control::{NodeHealth, NodeList},
@@ -29,7 +31,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use self::{cluster::Prepared, nodes::Nodes};
+use self::{cluster::Prepared, gateway::JupyterAccess, nodes::Nodes};
 use crate::{
     config::Overrides,
     context::{CONTEXT_DEFAULT, Context},
@@ -95,23 +97,45 @@ pub async fn run(context: &Context, args: UpArgs) -> Outcome {
     let client = prepared.client(&Role::Supervisor).await?;
     let mut nodes = Nodes::start(&prepared, client, story)?;
     let operator = prepared.client(&Role::Operator).await?;
-    let wanted = prepared.nodes.clone();
-    let ended = tokio::select! {
-        outcome = announce_ready(context.printer, &operator, &wanted, &args, story) => outcome.err(),
-        () = stopped(&mut stop) => None,
-        failure = nodes.failed() => Some(failure),
+    let ready = async {
+        let list = wait_ready(&operator, &prepared.nodes, &args, story).await;
+        let gateway = open_gateway(&prepared, &operator).await?;
+        announce_ready(context.printer, &prepared, &list, &args, (story, &gateway))?;
+        Ok(gateway)
     };
-    if ended.is_none() && !*stop.borrow() {
-        tokio::select! {
-            () = stopped(&mut stop) => {}
-            failure = nodes.failed() => {
-                stop_all(nodes, broker, story).await;
-                return Err(failure);
-            }
-        }
-    }
+    let gateway = tokio::select! {
+        ready = ready => ready,
+        () = stopped(&mut stop) => Ok(None),
+        failure = nodes.failed() => Err(failure),
+    };
+    let ended = match gateway {
+        Err(failure) => Err(failure),
+        Ok(_) if *stop.borrow() => Ok(()),
+        Ok(gateway) => tokio::select! {
+            () = stopped(&mut stop) => Ok(()),
+            failure = nodes.failed() => Err(failure),
+            served = serve(gateway) => served,
+        },
+    };
     stop_all(nodes, broker, story).await;
-    ended.map_or(Ok(Exit::Ok), Err)
+    ended.map(|()| Exit::Ok)
+}
+
+async fn open_gateway(
+    prepared: &Prepared,
+    operator: &Client,
+) -> Result<Option<(Gateway, JupyterAccess)>, Failure> {
+    let Some(listen) = prepared.config.gateway()? else { return Ok(None) };
+    let client = prepared.client(&Role::Gateway).await?;
+    gateway::open(&prepared.data_dir, listen, operator, client).await.map(Some)
+}
+
+/// Serves the gateway; it is closed when this is dropped.
+async fn serve(gateway: Option<(Gateway, JupyterAccess)>) -> Result<(), Failure> {
+    match gateway {
+        Some((gateway, _)) => Ok(gateway.serve(std::future::pending()).await?),
+        None => std::future::pending().await,
+    }
 }
 
 async fn stop_all(nodes: Nodes, broker: Broker, story: Story) {
@@ -169,22 +193,16 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     }
 }
 
-/// Waits until every node is up and one of them leads, and says so.
-async fn announce_ready(
-    printer: Printer,
-    client: &Client,
-    wanted: &[NodeId],
-    args: &UpArgs,
-    story: Story,
-) -> Result<(), Failure> {
+/// Waits until every node is up and one of them leads.
+async fn wait_ready(client: &Client, wanted: &[NodeId], args: &UpArgs, story: Story) -> NodeList {
     let control = client.control().with_patience(READY_TRY);
     let mut complained = false;
-    let list = loop {
+    loop {
         let why = match control.list_nodes().await {
             Ok(list) => match (missing(&list, wanted), unfit(&list)) {
                 (Some(why), _) => why,
                 (None, Some(why)) if !complained => why,
-                (None, _) => break list,
+                (None, _) => return list,
             },
             Err(fault) => fault.message,
         };
@@ -194,7 +212,17 @@ async fn announce_ready(
             story.tell(&format!("still waiting: {why}; the nodes' logs are in {}", logs.display()));
         }
         sleep(READY_POLL).await;
-    };
+    }
+}
+
+/// Says that the cluster is ready, and what to do next.
+fn announce_ready(
+    printer: Printer,
+    prepared: &Prepared,
+    list: &NodeList,
+    args: &UpArgs,
+    (story, gateway): (Story, &Option<(Gateway, JupyterAccess)>),
+) -> Result<(), Failure> {
     for node in &list.nodes {
         if let Some(problem) = &node.python_problem {
             story.tell(&format!("{} cannot run kernels: {problem}", node.node));
@@ -207,14 +235,21 @@ async fn announce_ready(
         format!(" --context {}", context.display())
     };
     let seconds = story.0.elapsed().as_secs_f32();
+    let jupyter = gateway.as_ref().map(|(_, access)| access);
     let ready = json!({
-        "ready": true, "nodes": wanted, "leader": list.leader, "seconds": seconds,
+        "ready": true, "nodes": prepared.nodes, "leader": list.leader, "seconds": seconds,
         "context": context,
+        "gateway": jupyter.map(|it| &it.url), "token": jupyter.map(|it| &it.token),
     });
     printer.data(&ready, |_| {
+        let lab = jupyter.map_or_else(String::new, |JupyterAccess { url, token, .. }| {
+            format!(
+                "\nor, for JupyterLab: jupyter lab --gateway-url={url} --GatewayClient.auth_token={token}"
+            )
+        });
         format!(
-            "ready: {} nodes up after {seconds:.1} s; next, in another terminal: callboard kernel start --wait{option}",
-            wanted.len()
+            "ready: {} nodes up after {seconds:.1} s; next, in another terminal: callboard kernel start --wait{option}{lab}",
+            prepared.nodes.len()
         )
     })
 }
