@@ -8,8 +8,6 @@ mod kernels;
 #[cfg(test)]
 mod tests;
 mod users;
-#[cfg(test)]
-mod users_tests;
 
 use std::collections::BTreeMap;
 

@@ -224,9 +224,11 @@ fn a_kernel_that_lost_most_of_its_disks_goes_on_with_the_last_one() {
         cluster.run(&["kernel", "recover", "k", "--from", &members[0].0.to_string(), "--yes"]);
     assert_ne!(lost.code, 0, "a lost replica is no survivor: {lost:?}");
     let from = members[2].0.to_string();
+    let events = cluster.watch();
     wait_until("the kernel is recovered", || {
         cluster.run(&["kernel", "recover", "k", "--from", &from, "--yes"]).code == 0
     });
+    events.wait_for(&["audit 20", " default kernel_recovered ", ": k, of default"]);
     cluster.exec("k", "x, int(big[-1])").prints("(2, 299999)\n");
     cluster.wait_whole("k");
     let executor = executor_node(&cluster);

@@ -181,16 +181,7 @@ fn a_gateway_hears_of_changes_starts_its_users_kernels_and_administers_nobody() 
         assert!(versions.starts_with(&[1, 2, 3, 4, 5]), "{versions:?}");
     });
     // What `events` shows of it, for reading.
-    let context = cluster.context();
-    let watch = std::thread::spawn(move || {
-        let args = ["--context", context.to_str().unwrap(), "events"];
-        support::run_in(std::path::Path::new("."), &args)
-    });
-    while !watch.is_finished() {
-        cluster.run(&["user", "add", "bob"]);
-        cluster.run(&["user", "remove", "bob"]);
-    }
-    let shown = watch.join().unwrap().stdout;
-    let line = shown.lines().find(|line| line.starts_with("audit 20"));
-    assert!(line.is_some_and(|line| line.contains("Z default user_")), "{shown}");
+    let events = cluster.watch();
+    cluster.run(&["user", "remove", "bob"]).prints("bob\n");
+    events.wait_for(&["audit 20", "Z default user_removed bob: with 0 tokens"]);
 }

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{DesiredState, Outcome, Refusal};
 
+#[cfg(test)]
+mod tests;
+
 /// Users of a cluster. Every node holds all of them, at up to 8 KiB each with all their tokens.
 pub const USERS_MAX: usize = 1_000;
 /// Access tokens a user may have at a time: one per program and machine is far fewer.

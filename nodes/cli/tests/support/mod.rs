@@ -109,6 +109,30 @@ impl Running {
     }
 }
 
+/// A running `events --follow`, which ends with the test.
+pub(crate) struct Watching {
+    child: Child,
+    file: PathBuf,
+}
+
+impl Watching {
+    /// Waits for a line that has all of these words.
+    pub(crate) fn wait_for(&self, words: &[&str]) {
+        wait_until(&format!("an event with {words:?}"), || {
+            let said = std::fs::read_to_string(&self.file).unwrap();
+            said.lines().any(|line| words.iter().all(|word| line.contains(word)))
+        });
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        // Fails only if it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A cluster in a temporary directory.
 pub(crate) struct Cluster {
     directory: tempfile::TempDir,
@@ -219,6 +243,21 @@ impl Cluster {
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         Running { child, stdout }
+    }
+
+    /// Writes down what happens from now on.
+    pub(crate) fn watch(&self) -> Watching {
+        let file = self.directory.path().join("events");
+        let child = binary()
+            .arg("--context")
+            .arg(self.context())
+            .args(["events", "--follow", "--beats"])
+            .stdout(std::fs::File::create(&file).unwrap())
+            .spawn()
+            .unwrap();
+        let watching = Watching { child, file };
+        watching.wait_for(&["beat"]);
+        watching
     }
 
     pub(crate) fn show(&self, kernel: &str) -> Value {

@@ -5,7 +5,7 @@ use callboard_protocol::{
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::*;
+use super::super::*;
 
 fn owner(name: &str) -> OwnerId {
     OwnerId::new(name).unwrap()
