@@ -26,7 +26,7 @@ use callboard_transport::{BusError, BusHealth, Message, Subscription, typed::bus
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::Span;
 
@@ -49,8 +49,15 @@ const REPLY_WITHIN: Duration = Duration::from_secs(600);
 /// Tries without anybody listening after which the control plane is asked whether there is such a
 /// kernel.
 const UNHEARD_MAX: u32 = 4;
-/// Requests of one front-end that may be under way.
+/// Requests of one front-end that may be under way, and the bytes of all of them together.
 const REQUESTS_MAX: usize = 2_000;
+const REQUESTS_BYTES_MAX: usize = 64 << 20;
+/// Names under which one front-end may send requests; it has one, or a few if it opens anew.
+const SESSIONS_MAX: usize = 64;
+/// Cells whose outputs one front-end may have said again at a time.
+const FOLLOWED_MAX: usize = 100;
+/// Messages for the front-end before no more should be taken from it.
+const READY_MAX: usize = 1_000;
 
 /// What asks for a cell's outputs.
 const OUTPUTS_REQUEST: &str = "callboard_outputs_request";
@@ -143,6 +150,8 @@ pub struct Channels {
     cleared: Option<Seq>,
     /// The cell whose outputs have begun, and the place before the first of them.
     open: Option<(Seq, OutputCursor)>,
+    /// The last cell of which the front-end was told everything, but for what threads say later.
+    closed: Seq,
     place: Option<SessionPlace>,
     ready: VecDeque<Delivery>,
     took_over: Option<TookOver>,
@@ -182,6 +191,7 @@ impl Channels {
             acknowledged: None,
             cleared: None,
             open: None,
+            closed: Seq::default(),
             place: None,
             ready: VecDeque::new(),
             took_over: None,
@@ -220,10 +230,11 @@ impl Channels {
         if message.channel == Channel::Iopub {
             return Err(JupyterError::Framing("nothing is sent on iopub"));
         }
-        if !header.session.is_empty() {
+        if !header.session.is_empty() && self.sessions.len() < SESSIONS_MAX {
             self.sessions.insert(header.session.clone());
         }
-        if self.requests.len() >= REQUESTS_MAX {
+        let bytes: usize = self.requests.values().map(|request| request.frame.len()).sum();
+        if self.requests.len() >= REQUESTS_MAX || bytes >= REQUESTS_BYTES_MAX {
             self.refuse(
                 &message,
                 "too many requests wait for this kernel: wait until some have ended",
@@ -266,6 +277,23 @@ impl Channels {
     pub fn refuse(&mut self, message: &JupyterMessage, why: &str) {
         if let Ok(header) = message.parse_header() {
             self.say_failed(&message.header, message.channel, &header.msg_type, why);
+        }
+    }
+
+    /// Whether another message of the front-end should be taken: not while so much is for it that it
+    /// has to read first.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.ready.len() < READY_MAX && self.in_flight.len() < REQUESTS_MAX
+    }
+
+    /// Stops listening to the kernel until [`Self::next`] is awaited again, which reads from the
+    /// kernel's log what was said meanwhile: for a front-end that does not take what it is sent.
+    pub fn pause(&mut self) {
+        if self.events.take().is_some() {
+            self.is_subscribing = false;
+            self.stream.fall_behind();
+            self.remind();
         }
     }
 
@@ -446,13 +474,18 @@ impl Channels {
                 if self.has_begun {
                     return;
                 }
-                let (kernel, session) = (self.kernel.clone(), self.session.clone());
-                self.in_flight.push(async move { Done::Seen(kernel.seen(&session).await) }.boxed());
+                self.ask_where_it_was(Duration::ZERO);
             }
             // The connection is being made again, which is noticed by the bus's health.
             Done::Subscribed(Err(error)) => {
                 tracing::debug!(%error, "the kernel's events cannot be followed yet");
                 self.is_subscribing = false;
+            }
+            // Without this place a session that comes back would miss what it has not seen.
+            Done::Seen(Err(fault))
+                if matches!(fault.code, FaultCode::Unavailable | FaultCode::TimedOut) =>
+            {
+                self.ask_where_it_was(FETCH_PAUSE);
             }
             Done::Seen(seen) => self.begin(seen.unwrap_or_default()),
             Done::Fetched(fetched) => {
@@ -473,6 +506,17 @@ impl Channels {
                 Err(fault) => self.fail(&msg_id, &fault.message),
             },
         }
+    }
+
+    fn ask_where_it_was(&mut self, pause: Duration) {
+        let (kernel, session) = (self.kernel.clone(), self.session.clone());
+        self.in_flight.push(
+            async move {
+                sleep(pause).await;
+                Done::Seen(kernel.seen(&session).await)
+            }
+            .boxed(),
+        );
     }
 
     /// The session begins where it was, or with what comes from now on.
@@ -560,6 +604,10 @@ impl Channels {
     /// Begins to say a cell's outputs again, if there is such a cell.
     fn follow(&mut self, follow: Follow, fate: Result<CellFate, Fault>) {
         match fate {
+            Ok(CellFate { accepted: Some(_) }) if self.followed.len() >= FOLLOWED_MAX => {
+                let why = "too many cells are followed: wait until some have ended";
+                self.say_failed(&follow.wish, Channel::Shell, OUTPUTS_REQUEST, why);
+            }
             Ok(CellFate { accepted: Some(_) }) => {
                 let said = Said { kernel: self.kernel.id(), parent: &follow.wish };
                 let busy = said.status("busy");
@@ -657,6 +705,7 @@ impl Channels {
                     && let Some(cell) = self.cells.get_mut(&parent.msg_id)
                 {
                     cell.is_idle = true;
+                    self.close(&parent.msg_id, place);
                 }
                 self.deliver(message);
             }
@@ -670,8 +719,7 @@ impl Channels {
                     if std::mem::replace(&mut cell.has_reply, true) {
                         return;
                     }
-                    self.open = None;
-                    self.settle(place);
+                    self.close(&parent.msg_id, place);
                     if self.is_mine(&parent) {
                         self.deliver(message);
                     }
@@ -695,7 +743,7 @@ impl Channels {
             self.settle(Some(place));
             return !is_repeated;
         }
-        if self.open.is_none_or(|(open, _)| open != cell) {
+        if cell > self.closed && self.open.is_none_or(|(open, _)| open != cell) {
             let before = OutputCursor { number: cursor.number.saturating_sub(1), ..cursor };
             self.open = Some((cell, before));
         }
@@ -717,6 +765,17 @@ impl Channels {
         true
     }
 
+    /// Nothing of a cell has to come again that has its reply and is idle.
+    fn close(&mut self, msg_id: &str, place: Option<OutputPlace>) {
+        let is_done = self.cells.get(msg_id).is_some_and(|cell| cell.is_idle && cell.has_reply);
+        if let Some(place) = place
+            && is_done
+        {
+            (self.closed, self.open) = (place.cell, None);
+            self.settle(Some(place));
+        }
+    }
+
     fn settle(&mut self, place: Option<OutputPlace>) {
         let Some(OutputPlace { cursor, .. }) = place else { return };
         let replay_from = self.open.map_or(cursor, |(_, before)| before);
@@ -725,7 +784,7 @@ impl Channels {
 
     /// Says what is still unsaid when a cell has ended.
     fn take_end(&mut self, end: &CellEnd) {
-        self.open = None;
+        (self.closed, self.open) = (self.closed.max(end.seq), None);
         if let Some(cursor) = end.last_output {
             self.settle(Some(OutputPlace { cursor, cell: end.seq }));
         }

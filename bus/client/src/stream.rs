@@ -162,11 +162,15 @@ impl Stream {
         }
     }
 
+    /// Drops what waits: the log has the outputs, and how their cells ended.
+    pub fn fall_behind(&mut self) {
+        self.behind = true;
+        self.waiting.clear();
+    }
+
     fn wait(&mut self, it: Waiting) {
         if self.waiting.len() >= WAITING_MAX {
-            // The log has the outputs, and how their cells ended.
-            self.behind = true;
-            self.waiting.clear();
+            self.fall_behind();
         }
         self.waiting.push_back(it);
     }

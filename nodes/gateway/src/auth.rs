@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     future::{Ready, ready},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -19,8 +19,9 @@ use actix_web::{
 };
 use callboard_protocol::{
     OwnerId,
-    users::{AccessToken, TokenId, UserList, UserRole},
+    users::{AccessToken, TokenEntry, TokenId, UserList, UserRole},
 };
+use tokio::sync::watch;
 
 use crate::{errors::ApiError, state::GatewayState};
 
@@ -52,10 +53,13 @@ impl Caller {
     }
 }
 
+pub(crate) type Known = HashMap<TokenId, (Caller, TokenEntry)>;
+
 /// The users and their tokens, as last heard of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Users {
-    known: RwLock<Arc<HashMap<TokenId, (Caller, callboard_protocol::users::TokenEntry)>>>,
+    /// None before they were read for the first time.
+    known: watch::Sender<Option<Arc<Known>>>,
     /// Whoever presents no token, if that is allowed.
     anonymous: Option<Caller>,
 }
@@ -63,7 +67,7 @@ pub(crate) struct Users {
 impl Users {
     pub(crate) fn new(anonymous: Option<OwnerId>) -> Self {
         let anonymous = anonymous.map(|user| Caller { user, role: UserRole::User });
-        Self { known: RwLock::default(), anonymous }
+        Self { known: watch::Sender::default(), anonymous }
     }
 
     pub(crate) fn replace(&self, list: UserList) {
@@ -71,8 +75,17 @@ impl Users {
             let caller = Caller { user: user.user, role: user.role };
             user.tokens.into_iter().map(move |(id, entry)| (id, (caller.clone(), entry)))
         });
-        let known = Arc::new(tokens.collect());
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+        let now: Known = tokens.collect();
+        self.known.send_if_modified(|known| {
+            let is_other = known.as_deref() != Some(&now);
+            *known = Some(Arc::new(now));
+            is_other
+        });
+    }
+
+    /// Tells when they change.
+    pub(crate) fn changes(&self) -> watch::Receiver<Option<Arc<Known>>> {
+        self.known.subscribe()
     }
 
     /// Whose token `presented` is.
@@ -87,7 +100,10 @@ impl Users {
                 ),
             };
         };
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(known) = self.known.borrow().clone() else {
+            let text = "the users cannot be read yet: try again in a second";
+            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text));
+        };
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
         let admitted = presented.parse::<AccessToken>().ok().and_then(|token| {
@@ -163,7 +179,7 @@ impl FromRequest for Caller {
 
 #[cfg(test)]
 mod tests {
-    use actix_web::test::TestRequest;
+    use actix_web::{ResponseError as _, test::TestRequest};
 
     use super::*;
 
@@ -192,6 +208,10 @@ mod tests {
         assert!(Users::new(None).identify(None).is_err());
         let anyone = Users::new(Some(OwnerId::default()));
         assert_eq!(anyone.identify(None).unwrap().role, UserRole::User);
-        assert!(anyone.identify(Some("cb_wrong")).is_err());
+        // A gateway that has just started turns nobody away for good.
+        let status = |users: &Users| users.identify(Some("cb_wrong")).unwrap_err().status_code();
+        assert_eq!(status(&anyone), StatusCode::SERVICE_UNAVAILABLE);
+        anyone.replace(UserList::default());
+        assert_eq!(status(&anyone), StatusCode::UNAUTHORIZED);
     }
 }

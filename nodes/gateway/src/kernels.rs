@@ -18,7 +18,6 @@ use callboard_protocol::{
     kernel::{KernelPhase, OutputCursor},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use crate::{auth::Caller, errors::ApiError, specs, state::GatewayState};
@@ -45,7 +44,7 @@ pub(crate) struct KernelModel {
 #[serde(default)]
 pub(crate) struct StartBody {
     pub(crate) name: Option<String>,
-    env: BTreeMap<String, Value>,
+    env: BTreeMap<String, String>,
 }
 
 impl KernelModel {
@@ -137,10 +136,9 @@ pub(crate) async fn start_one(
     }
     let kernel = match body.env.get("KERNEL_ID") {
         None => KernelId::generate(),
-        Some(Value::String(id)) => id
+        Some(id) => id
             .parse()
             .map_err(|_| ApiError::bad_request("KERNEL_ID has to be a UUID, or to be left out"))?,
-        Some(_) => return Err(ApiError::bad_request("the values of env have to be texts")),
     };
     let began = Instant::now();
     let client = state.client_of(caller);

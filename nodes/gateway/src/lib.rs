@@ -8,6 +8,7 @@
 
 mod activity;
 mod auth;
+mod document;
 mod errors;
 pub mod frames;
 mod kernels;

@@ -4,7 +4,10 @@ use std::{any::Any, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duratio
 
 use actix_cors::Cors;
 use actix_web::{
-    App, HttpResponse, HttpServer, Scope, dev, dev::Server, http::Method, middleware, rt, web,
+    App, HttpRequest, HttpResponse, HttpServer, ResponseError as _, Scope, dev,
+    dev::Server,
+    http::{Method, StatusCode, header},
+    middleware, rt, web,
 };
 use callboard_client::Client;
 use callboard_protocol::ActorKind;
@@ -13,8 +16,16 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::{interval, sleep};
 
 use crate::{
-    activity::Activity, auth::Users, errors::ApiError, kernels, metrics::Metrics,
-    options::GatewayOptions, specs, state::GatewayState, status, websocket,
+    activity::Activity,
+    auth::Users,
+    document,
+    errors::{self, ApiError},
+    kernels,
+    metrics::Metrics,
+    options::GatewayOptions,
+    specs,
+    state::GatewayState,
+    status, websocket,
 };
 
 /// How often the users are read again, should the event of a change be lost.
@@ -27,6 +38,8 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 const END_WITHIN_S: u64 = 5;
 /// Time to send a request's head.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// How long a client may leave what it is sent unread before the connection is cut.
+const UNREAD_MAX_MS: u32 = 30_000;
 /// Connections per thread; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 10_000;
 /// Threads that serve: the work is little, and the bus is the bottleneck.
@@ -93,6 +106,7 @@ impl Gateway {
                 .app_data(web::PayloadConfig::new(BODY_BYTES_MAX))
                 .wrap(middleware::from_fn(count))
                 .wrap(cors(&origins))
+                .wrap(middleware::from_fn(errors::uniform))
                 .wrap(middleware::NormalizePath::new(middleware::TrailingSlash::Trim))
                 // A token in the path, for clients that send no header with a websocket.
                 .service(routes(web::scope("/t/{path_token}")))
@@ -103,8 +117,7 @@ impl Gateway {
         .client_request_timeout(HEAD_WITHIN)
         .shutdown_timeout(END_WITHIN_S)
         .disable_signals()
-        // Small messages in both directions: waiting for company costs 40 ms each.
-        .on_connect(|connection: &dyn Any, _| no_delay(connection));
+        .on_connect(|connection: &dyn Any, _| prepare(connection));
         let listen = |source| GatewayError::Listen { address: options.listen, source };
         let server = match tls {
             Some(tls) => server.bind_rustls_0_23(options.listen, tls),
@@ -151,6 +164,7 @@ fn routes(scope: Scope) -> Scope {
         .service(status::me)
         .service(status::openapi)
         .service(status::swagger)
+        .service(status::swagger_yaml)
         .service(status::healthz)
         .service(status::metrics)
         .service(specs::list)
@@ -167,11 +181,23 @@ fn routes(scope: Scope) -> Scope {
         .default_service(web::to(nothing_here))
 }
 
-async fn nothing_here(method: Method) -> Result<HttpResponse, ApiError> {
-    if method == Method::OPTIONS {
-        return Ok(HttpResponse::Ok().finish());
+/// What no handler takes: `OPTIONS`, methods that a path does not have, and unknown paths.
+async fn nothing_here(request: HttpRequest) -> HttpResponse {
+    let allowed = document::methods_of(request.path());
+    let mut response = match (&allowed, request.method()) {
+        (_, &Method::OPTIONS) => HttpResponse::Ok().finish(),
+        (Some(allowed), method) => {
+            let text = format!("there is no {method} here, only {allowed}");
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, text).error_response()
+        }
+        (None, _) => {
+            ApiError::not_found("there is nothing here: see /api/openapi.json").error_response()
+        }
+    };
+    if let Some(Ok(allowed)) = allowed.map(header::HeaderValue::try_from) {
+        response.headers_mut().insert(header::ALLOW, allowed);
     }
-    Err(ApiError::not_found("there is nothing here: see /api/openapi.json"))
+    response
 }
 
 fn cors(origins: &[String]) -> Cors {
@@ -201,22 +227,27 @@ async fn count(
     response
 }
 
-fn no_delay(connection: &dyn Any) {
+fn prepare(connection: &dyn Any) {
     type Tls = actix_tls::accept::rustls_0_23::TlsStream<rt::net::TcpStream>;
     let stream = match connection.downcast_ref::<Tls>() {
         Some(stream) => Some(stream.get_ref().0),
         None => connection.downcast_ref::<rt::net::TcpStream>(),
     };
     if let Some(stream) = stream {
+        // Small messages in both directions: waiting for company costs 40 ms each.
         let _ = stream.set_nodelay(true);
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, UNREAD_MAX_MS);
     }
 }
 
 /// Knows the users: at first, whenever they change, and now and then.
 async fn follow_users(state: web::Data<GatewayState>) {
     let mut again = interval(USERS_EVERY);
-    let mut events = state.client.events().await.ok();
+    let mut events = None;
     loop {
+        if events.is_none() {
+            events = state.client.events().await.ok();
+        }
         match state.client.control().list_users().await {
             Ok(users) => state.users.replace(users),
             Err(fault) => tracing::warn!(%fault, "the users cannot be read"),

@@ -25,9 +25,10 @@ fn python3() -> Value {
     })
 }
 
-/// Whether kernels of this spec can be started.
+/// Whether kernels of this spec can be started. `python` is what `jupyter_client` calls Python of
+/// whatever version.
 pub(crate) fn exists(name: &str) -> bool {
-    name == DEFAULT_SPEC
+    [DEFAULT_SPEC, "python"].contains(&name)
 }
 
 #[get("/api/kernelspecs")]
@@ -53,6 +54,8 @@ pub(crate) async fn file(path: web::Path<(String, String)>) -> Result<HttpRespon
     if exists(&name) && file == "logo-svg.svg" {
         return Ok(HttpResponse::Ok().content_type("image/svg+xml").body(LOGO));
     }
+    let short = |text: &str| text.chars().take(64).collect::<String>();
+    let (name, file) = (short(&name), short(&file));
     Err(ApiError::not_found(format!("the kernelspec '{name}' has no file '{file}'")))
 }
 

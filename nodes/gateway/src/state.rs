@@ -31,7 +31,10 @@ impl GatewayState {
 
     /// The kernel that a path names, if the caller may see it.
     pub(crate) async fn find(&self, caller: &Caller, id: &str) -> Result<KernelSpec, ApiError> {
-        let missing = || ApiError::not_found(format!("there is no kernel {id}"));
+        let missing = || {
+            let id: String = id.chars().take(64).collect();
+            ApiError::not_found(format!("there is no kernel {id}"))
+        };
         // Names are for people at a command line; here an id is meant.
         if id.parse::<callboard_protocol::KernelId>().is_err() {
             return Err(missing());

@@ -4,10 +4,7 @@ use actix_web::{HttpResponse, get, web};
 use callboard_client::date::iso8601;
 use serde_json::json;
 
-use crate::{auth::Caller, errors::ApiError, kernels, state::GatewayState};
-
-/// The OpenAPI document.
-const OPENAPI: &str = include_str!("../openapi.json");
+use crate::{auth::Caller, document::OPENAPI, errors::ApiError, kernels, state::GatewayState};
 
 #[get("/api")]
 pub(crate) async fn version(_: Caller) -> HttpResponse {
@@ -50,10 +47,16 @@ pub(crate) async fn openapi() -> HttpResponse {
     HttpResponse::Ok().content_type("application/json").body(OPENAPI)
 }
 
-/// The same under the name that Kernel Gateway has it.
+/// The same under the names that Kernel Gateway has it.
 #[get("/api/swagger.json")]
 pub(crate) async fn swagger() -> HttpResponse {
     HttpResponse::Ok().content_type("application/json").body(OPENAPI)
+}
+
+#[get("/api/swagger.yaml")]
+pub(crate) async fn swagger_yaml() -> HttpResponse {
+    // JSON is YAML, too.
+    HttpResponse::Ok().content_type("application/yaml").body(OPENAPI)
 }
 
 /// For load balancers: this gateway answers.

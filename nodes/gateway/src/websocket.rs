@@ -4,7 +4,7 @@
 //! and the pong that brings it back says that everything sent before has arrived. That place is
 //! noted on the bus, so that any gateway goes on from there when the front-end comes back.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use actix_ws::{
@@ -20,11 +20,14 @@ use callboard_protocol::{
     users::UserRole,
 };
 use serde::Deserialize;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+};
 use uuid::Uuid;
 
 use crate::{
-    auth::{self, Caller},
+    auth::{self, Caller, Known},
     errors::ApiError,
     frames::{self, FrameError, V1_PROTOCOL},
     large,
@@ -38,6 +41,10 @@ const SILENT_MAX: Duration = Duration::from_secs(90);
 const NOTE_EVERY: Duration = Duration::from_millis(100);
 /// Largest frame of a front-end. What a kernel takes is less, and said by it.
 const FRAME_BYTES_MAX: usize = 4 << 20;
+/// Longest name of a session; front-ends take a UUID.
+const SESSION_ID_BYTES_MAX: usize = 256;
+/// How long a front-end may keep us waiting before its kernel's outputs are left in the log.
+const READ_WITHIN: Duration = Duration::from_secs(1);
 /// Bad frames after which a websocket is closed.
 const BAD_FRAMES_MAX: u32 = 10;
 
@@ -69,7 +76,12 @@ pub(crate) async fn channels(
     let spec = state.find(&caller, &id).await?;
     let query = web::Query::<Query>::from_query(request.query_string())
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
-    let session = query.into_inner().session_id.filter(|id| !id.is_empty() && id.len() <= 256);
+    let session = query.into_inner().session_id.filter(|id| !id.is_empty());
+    if session.as_ref().is_some_and(|id| id.len() > SESSION_ID_BYTES_MAX) {
+        let text =
+            format!("session_id is longer than {SESSION_ID_BYTES_MAX} bytes: use a shorter one");
+        return Err(ApiError::bad_request(text).into());
+    }
     let (response, socket, messages) =
         actix_ws::handle_with_protocols(&request, body, &[V1_PROTOCOL])?;
     let framing = if response.headers().contains_key("sec-websocket-protocol") {
@@ -87,6 +99,7 @@ pub(crate) async fn channels(
     let client = state.client.clone().for_owner(spec.owner.clone());
     let channels = client.kernel(spec.kernel).channels(&session);
     let connection = Connection {
+        users: state.users.changes(),
         state,
         token: auth::presented(&request),
         caller,
@@ -109,6 +122,8 @@ pub(crate) async fn channels(
 
 struct Connection {
     state: web::Data<GatewayState>,
+    /// Marked whenever a user or a token changes.
+    users: watch::Receiver<Option<Arc<Known>>>,
     caller: Caller,
     token: Option<String>,
     spec: KernelSpec,
@@ -126,6 +141,11 @@ struct Connection {
     note_at: Instant,
     bad_frames: u32,
     told_of_binary: bool,
+}
+
+enum Frame {
+    Text(String),
+    Binary(Bytes),
 }
 
 /// Why a websocket ends.
@@ -164,7 +184,7 @@ impl Connection {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let step = tokio::select! {
-                message = messages.recv() => {
+                message = messages.recv(), if self.channels.has_room() => {
                     heard = Instant::now();
                     match message {
                         Some(Ok(message)) => self.heard(message).await,
@@ -183,13 +203,15 @@ impl Connection {
                     self.note().await;
                     Ok(())
                 }
+                Ok(()) = self.users.changed() => self.check_token(),
                 _ = ping.tick() => {
                     if heard.elapsed() > SILENT_MAX {
                         Err(End::Close(CloseCode::Away, "no answer to pings".to_owned()))
-                    } else if !self.still_admitted() {
-                        Err(End::Close(CloseCode::Policy, "the access token is revoked".to_owned()))
                     } else {
-                        self.ping(self.place).await
+                        match self.check_token() {
+                            Ok(()) => self.ping(self.place).await,
+                            end => end,
+                        }
                     }
                 }
             };
@@ -286,19 +308,38 @@ impl Connection {
         let channel = message.channel.as_str();
         self.state.metrics.messages.with_label_values(&["out", channel]).inc();
         if self.framing == Framing::V1 {
-            return Ok(self.socket.binary(message.encode()).await?);
+            return self.hand_over(Frame::Binary(message.encode())).await;
         }
         let Ok(header) = message.parse_header() else { return Ok(()) };
         if message.buffers.is_empty() {
-            return Ok(self.socket.text(frames::write_text(message, &header)).await?);
+            return self.hand_over(Frame::Text(frames::write_text(message, &header))).await;
         }
         if self.framing == Framing::Browser {
             return match frames::write_binary(message, &header) {
-                Some(frame) => Ok(self.socket.binary(frame).await?),
+                Some(frame) => self.hand_over(Frame::Binary(frame)).await,
                 None => Ok(()),
             };
         }
         self.tell_of_binary(message, &header).await
+    }
+
+    /// Waits until there is room for a frame. Meanwhile nothing else of this front-end is taken in,
+    /// and before long nothing of its kernel either. The connection of a front-end that goes on
+    /// not to read is cut, which ends the waiting.
+    async fn hand_over(&mut self, frame: Frame) -> Result<(), End> {
+        let mut sending = pin!(async {
+            match frame {
+                Frame::Text(text) => self.socket.text(text).await,
+                Frame::Binary(bytes) => self.socket.binary(bytes).await,
+            }
+        });
+        match timeout(READ_WITHIN, &mut sending).await {
+            Ok(sent) => Ok(sent?),
+            Err(_) => {
+                self.channels.pause();
+                Ok(sending.await?)
+            }
+        }
     }
 
     /// Says, once, that binary data cannot be sent to a front-end that would not survive it.
@@ -318,12 +359,18 @@ impl Connection {
             header.msg_type
         ));
         let Ok(header) = notice.parse_header() else { return Ok(()) };
-        Ok(self.socket.text(frames::write_text(&notice, &header)).await?)
+        self.hand_over(Frame::Text(frames::write_text(&notice, &header))).await
     }
 
-    fn still_admitted(&self) -> bool {
-        let now = self.state.users.identify(self.token.as_deref());
-        now.is_ok_and(|caller| caller == self.caller)
+    /// Ends the websocket of whoever is not let in any more, or in another role.
+    fn check_token(&self) -> Result<(), End> {
+        match self.state.users.identify(self.token.as_deref()) {
+            Ok(caller) if caller == self.caller => Ok(()),
+            _ => {
+                let why = "the access token is not valid any more";
+                Err(End::Close(CloseCode::Policy, why.to_owned()))
+            }
+        }
     }
 }
 

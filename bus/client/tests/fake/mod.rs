@@ -1,6 +1,8 @@
 //! A scripted kernel on an in-memory bus: it runs a msg_id once, keeps its outputs, and misbehaves
 //! as told on the way to the client.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
@@ -12,8 +14,8 @@ use callboard_protocol::{
     ActorKind, ClusterId, Envelope, Fault, KernelId, Seq, Subject, SubjectPattern, Term,
     jupyter::{Channel, JupyterMessage},
     kernel::{
-        Accepted, CellEnd, CellOutcome, CellState, GetOutputs, Output, OutputCursor, OutputPlace,
-        Outputs,
+        Accepted, AskFate, CellEnd, CellFate, CellOutcome, CellState, GetOutputs, Output,
+        OutputCursor, OutputPlace, Outputs, Seen as SessionSeen, SeenAnswer, SessionPlace,
     },
 };
 use callboard_transport::{
@@ -35,6 +37,14 @@ pub(crate) struct Script {
     pub silent_end: bool,
     /// Whether a cell never ends.
     pub hangs: bool,
+    /// Whether a cell's reply and `idle` are outputs, too, as front-ends expect.
+    pub replies: bool,
+    /// Why the executor is lost that runs a cell, before its reply.
+    pub loss: Option<String>,
+    /// Questions how far a session was that stay unanswered.
+    pub lost_seen: u32,
+    /// How far each session is.
+    pub seen: BTreeMap<String, SessionPlace>,
     /// Outputs up to this number are no longer kept.
     pub expired_to: u64,
     /// What every request is refused with.
@@ -82,6 +92,14 @@ impl Fake {
         Self { net, client, kernel, script }
     }
 
+    /// Announces an event of the kernel.
+    pub(crate) async fn announce(&self, event: &str, body: &Value) {
+        let cluster = self.client.cluster();
+        let subject = Subject::event(cluster, ActorKind::Kernel, self.kernel, event);
+        let bus = self.client.bus().as_ref();
+        announce(bus, &subject, &Envelope::default(), body).await.unwrap();
+    }
+
     pub(crate) fn script(&self) -> MutexGuard<'_, Script> {
         self.script.lock().unwrap()
     }
@@ -103,8 +121,37 @@ impl Worker {
                 let outputs = self.read_log(asked.since);
                 answer(self.bus.as_ref(), &request, Ok(outputs)).await.unwrap();
             }
+            "seen" => {
+                let asked: SessionSeen = decode(&request).unwrap();
+                if let Some(seen) = self.seen(asked) {
+                    answer(self.bus.as_ref(), &request, Ok(seen)).await.unwrap();
+                }
+            }
+            "fate" => {
+                let asked: AskFate = decode(&request).unwrap();
+                let accepted = self.script.lock().unwrap().cells.get(&asked.msg_id).cloned();
+                let accepted = accepted.map(|(seq, end)| Accepted {
+                    seq,
+                    state: end.map_or(CellState::Pending, CellState::Ended),
+                });
+                answer(self.bus.as_ref(), &request, Ok(CellFate { accepted })).await.unwrap();
+            }
             verb => panic!("unexpected verb {verb}"),
         }
+    }
+
+    fn seen(&self, asked: SessionSeen) -> Option<SeenAnswer> {
+        let mut script = self.script.lock().unwrap();
+        if let Some(place) = asked.place {
+            script.seen.insert(asked.session, place);
+            return None;
+        }
+        if script.lost_seen > 0 {
+            script.lost_seen -= 1;
+            return None;
+        }
+        let last = script.log.last().map(|output| output.place.cursor);
+        Some(SeenAnswer { place: script.seen.get(&asked.session).copied(), last })
     }
 
     fn read_log(&self, since: OutputCursor) -> Outputs {
@@ -118,7 +165,7 @@ impl Worker {
             outputs: all.into_iter().take(2).collect(),
             gap: since < expired,
             more,
-            ended: Vec::new(),
+            ended: script.cells.values().filter_map(|(_, end)| end.clone()).collect(),
             part: None,
         }
     }
@@ -161,16 +208,22 @@ impl Worker {
         if self.script.lock().unwrap().hangs {
             return;
         }
+        let (replies, loss) = {
+            let script = self.script.lock().unwrap();
+            (script.replies, script.loss.clone())
+        };
+        if replies && loss.is_none() {
+            let reply = json!({"status": "ok", "execution_count": seq.0});
+            self.emit(request, seq, "execute_reply", &reply).await;
+            self.emit(request, seq, "status", &json!({"execution_state": "idle"})).await;
+        }
+        let outcome =
+            loss.map_or(CellOutcome::Completed, |cause| CellOutcome::Interrupted { cause });
         let (end, silent, copies) = {
             let mut script = self.script.lock().unwrap();
             let last_output = script.log.last().map(|output| output.place.cursor);
-            let end = CellEnd {
-                seq,
-                msg_id: msg_id.to_owned(),
-                term: Term(1),
-                outcome: CellOutcome::Completed,
-                last_output,
-            };
+            let end =
+                CellEnd { seq, msg_id: msg_id.to_owned(), term: Term(1), outcome, last_output };
             script.cells.insert(msg_id.to_owned(), (seq, Some(end.clone())));
             (end, script.silent_end, 1 + u8::from(script.doubled))
         };
@@ -189,7 +242,7 @@ impl Worker {
     async fn emit(&self, request: &JupyterMessage, cell: Seq, msg_type: &str, content: &Value) {
         let header = json!({"msg_id": "o", "msg_type": msg_type, "session": "k"}).to_string();
         let message = JupyterMessage {
-            channel: Channel::Iopub,
+            channel: if msg_type == "execute_reply" { Channel::Shell } else { Channel::Iopub },
             header: header.into(),
             parent_header: request.header.clone(),
             metadata: Bytes::from_static(b"{}"),
