@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 CARGO_TARGET_DIR ?= target
 CALLBOARD := $(CARGO_TARGET_DIR)/debug/callboard
 
-.PHONY: help tools setup build demo test lint test-rust test-python acceptance
+.PHONY: help tools setup build demo test lint test-rust test-python test-gateway fuzz acceptance
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -24,7 +24,7 @@ build: setup ## Build the callboard binary
 demo: build ## Lose machines under a running notebook session and show that nothing is lost
 	@$(CALLBOARD) demo
 
-test: setup test-rust test-python ## All tests
+test: setup test-rust test-python test-gateway ## All tests
 
 lint: tools ## Formatting and lints
 	@cargo fmt --all --check
@@ -37,6 +37,13 @@ test-rust: build ## Rust tests
 test-python: setup ## Tests of the Python package inside a kernel
 	@$(PYTHON) -m pytest -q actors/kernel/python/tests chaos/checker
 	@CALLBOARD_TEST_ZYGOTE=1 $(PYTHON) -m pytest -q actors/kernel/python/tests
+
+test-gateway: build ## Tests of the gateway: OpenAPI, Kernel Gateway's tests, bad input, the loss of one of two
+	@scripts/setup --gateway
+	@.venv-gateway/bin/python -m pytest -q nodes/gateway/conformance
+
+fuzz: tools ## Fuzz every parser that reads what strangers send, each for FUZZ_SECONDS (600)
+	@scripts/fuzz
 
 acceptance: setup ## The long lines: model, crash seeds, fsync trace, chaos, soak, speed (three hours)
 	@scripts/acceptance

@@ -50,7 +50,7 @@ const REPLY_WITHIN: Duration = Duration::from_secs(600);
 /// kernel.
 const UNHEARD_MAX: u32 = 4;
 /// Requests of one front-end that may be under way, and the bytes of all of them together.
-const REQUESTS_MAX: usize = 2_000;
+const REQUESTS_MAX: usize = 1_000;
 const REQUESTS_BYTES_MAX: usize = 64 << 20;
 /// Names under which one front-end may send requests; it has one, or a few if it opens anew.
 const SESSIONS_MAX: usize = 64;
@@ -101,6 +101,7 @@ struct Cell {
 enum Done {
     Subscribed(Result<Subscription, BusError>),
     Seen(Result<SeenAnswer, Fault>),
+    Noted(Result<(), Fault>),
     Asked(String, Result<Result<Accepted, Fault>, BusError>),
     Found(String, Result<(), Fault>),
     Fetched(Result<Outputs, Fault>),
@@ -206,7 +207,7 @@ impl Channels {
     fn of_cell(kernel: KernelClient, msg_id: &str) -> Self {
         let mut channels = Self::new(kernel, "");
         channels.only = Some(msg_id.to_owned());
-        channels.begin(SeenAnswer::default());
+        channels.has_begun = true;
         channels.stream.begin_after(OutputCursor::default(), true);
         channels
     }
@@ -488,6 +489,10 @@ impl Channels {
                 self.ask_where_it_was(FETCH_PAUSE);
             }
             Done::Seen(seen) => self.begin(seen.unwrap_or_default()),
+            Done::Noted(Ok(())) => {}
+            Done::Noted(Err(fault)) => {
+                tracing::debug!(%fault, "where a session begins could not be noted");
+            }
             Done::Fetched(fetched) => {
                 self.is_fetching = false;
                 let before = self.stream.mark();
@@ -526,9 +531,21 @@ impl Channels {
             self.acknowledged = Some(place.cursor);
             self.place = Some(place);
             self.stream.begin_after(place.replay_from, true);
-        } else if let Some(last) = seen.last {
+            return;
+        }
+        if let Some(last) = seen.last {
             self.stream.begin_after(last, false);
         }
+        // Should the front-end come back before anything else is noted, it goes on from here.
+        let cursor = seen.last.unwrap_or_default();
+        let (kernel, session) = (self.kernel.clone(), self.session.clone());
+        self.in_flight.push(
+            async move {
+                let place = SessionPlace { cursor, replay_from: cursor };
+                Done::Noted(kernel.note_seen(&session, place).await)
+            }
+            .boxed(),
+        );
     }
 
     fn on_answer(&mut self, msg_id: &str, answer: Result<Result<Accepted, Fault>, BusError>) {
@@ -739,6 +756,10 @@ impl Channels {
     ) -> bool {
         let OutputPlace { cursor, cell } = place;
         let is_repeated = self.acknowledged.is_some_and(|seen| cursor <= seen);
+        // Whether the front-end saw some of it is known only of what it sent here.
+        let may_be_repeated = self.acknowledged.is_some()
+            && is_status(message, "busy")
+            && parent.is_none_or(|parent| !self.requests.contains_key(&parent.msg_id));
         if cell == Seq(0) {
             self.settle(Some(place));
             return !is_repeated;
@@ -747,8 +768,8 @@ impl Channels {
             let before = OutputCursor { number: cursor.number.saturating_sub(1), ..cursor };
             self.open = Some((cell, before));
         }
-        if is_repeated && self.cleared != Some(cell) {
-            // It saw the beginning of this cell: all of it comes again.
+        if (is_repeated || may_be_repeated) && self.cleared != Some(cell) {
+            // It may have seen the beginning of this cell: all of it comes again.
             self.cleared = Some(cell);
             let said = Said { kernel: self.kernel.id(), parent: &message.parent_header };
             let messages = [said.status("busy"), said.clear_output()];
@@ -858,10 +879,14 @@ fn next_followed(
 }
 
 fn is_idle(message: &JupyterMessage) -> bool {
+    is_status(message, "idle")
+}
+
+fn is_status(message: &JupyterMessage, state: &str) -> bool {
     message.parse_header().is_ok_and(|header| header.msg_type == "status")
         && message
             .parse_content::<serde_json::Value>()
-            .is_ok_and(|content| content["execution_state"] == "idle")
+            .is_ok_and(|content| content["execution_state"] == state)
 }
 
 fn closed() -> Fault {

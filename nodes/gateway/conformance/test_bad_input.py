@@ -1,6 +1,7 @@
 """Whatever strangers send is refused with a reason or a code, costs a bounded amount of memory, and
 nobody else notices."""
 
+import asyncio
 import concurrent.futures
 import json
 import socket
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 from live import ORIGIN, Gateway, execute, request, wait_until
+from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -19,7 +21,7 @@ V1 = "v1.kernel.websocket.jupyter.org"
 # What a gateway may hold more than before while one client does its worst.
 MEMORY_MAX_MIB = 150
 # How late another client's answer may come meanwhile, on a machine that runs other tests too.
-ANSWER_MAX_S = 5
+ANSWER_MAX_S = 10
 FLOOD_MESSAGES = 100_000
 HALF_OPEN = 2_000
 
@@ -40,8 +42,10 @@ def nobody_else_notices(gateway, token, kernel):
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         other = pool.submit(use)
-        yield
-        is_over.set()
+        try:
+            yield
+        finally:
+            is_over.set()
         other.result(60)
     assert slowest[0] < ANSWER_MAX_S, f"another client waited {slowest[0]:.1f} s"
 
@@ -57,9 +61,11 @@ def bounded(gateway: Gateway):
 
     watching = threading.Thread(target=watch)
     watching.start()
-    yield
-    is_over.set()
-    watching.join()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watching.join()
     assert most[0] - before < MEMORY_MAX_MIB, f"{before:.0f} MiB became {most[0]:.0f} MiB"
 
 
@@ -177,7 +183,7 @@ def test_another_users_kernel_is_not_there(gateway, kernel):
 # What is asked
 
 
-HOSTILE = ["..", "../..", "..%2f..%2fetc%2fpasswd", "%00", "a" * 4000, "*", ">", "cb.v1.x", "%ff", "1;rm -rf", "{id}", "$SYS"]
+HOSTILE = ["..", "../..", "..%2f..%2fetc%2fpasswd", "%00", "a" * 4000, "*", "%3e", "cb.v1.x", "%ff", "1;rm -rf", "{id}", "$SYS"]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
@@ -352,26 +358,25 @@ def test_an_unknown_subprotocol_is_not_answered(gateway, token, kernel):
 
 def test_a_flood_costs_bounded_memory_and_is_answered(gateway, token):
     kernel = gateway.start_kernel(token)
-    frame = json.dumps(execute("pass"))
-    with bounded(gateway), channels(gateway, kernel, token) as socket:
-        answers, is_over = [0], threading.Event()
+    head, tail = json.dumps(execute("pass", msg_id="ID")).split("ID")
 
-        def read():
-            while not is_over.is_set():
-                try:
-                    socket.recv(1)
-                    answers[0] += 1
-                except TimeoutError:
-                    pass
+    async def flood():
+        headers = {"Authorization": f"token {token}"}
+        async with connect_async(gateway.channels(kernel), additional_headers=headers) as socket:
 
-        reading = threading.Thread(target=read)
-        reading.start()
-        head, msg_id, tail = frame.partition(json.loads(frame)["header"]["msg_id"])
-        for number in range(FLOOD_MESSAGES):
-            socket.send(f"{head}{number}{tail}")
-        is_over.set()
-        reading.join()
-        assert answers[0] > FLOOD_MESSAGES
+            async def send():
+                for number in range(FLOOD_MESSAGES):
+                    await socket.send(f"{head}{number}{tail}")
+
+            sending = asyncio.create_task(send())
+            answers = 0
+            while not sending.done() or answers < FLOOD_MESSAGES:
+                await asyncio.wait_for(socket.recv(), 60)
+                answers += 1
+            await sending
+
+    with bounded(gateway):
+        asyncio.run(flood())
     assert gateway.ask("DELETE", f"/api/kernels/{kernel}", token).status == 204
 
 
@@ -388,7 +393,7 @@ def test_a_client_that_never_reads_costs_bounded_memory_and_is_cut_off(gateway, 
             assert deaf.recv(12) == b"HTTP/1.1 101"
             with channels(gateway, kernel, token) as other:
                 said = ask(other, execute("for i in range(200): print(i, 'x' * 500_000)"))
-                assert len([it for it in said if it["msg_type"] == "stream"]) > 0
+                assert any(it["msg_type"] == "stream" for it in said), [it["msg_type"] for it in said]
 
             def is_alone():
                 return gateway.ask("GET", f"/api/kernels/{kernel}", token).json["connections"] == 0

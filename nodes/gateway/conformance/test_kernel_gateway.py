@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from kernel_gateway_fixtures import EXCLUDED
 from live import ROOT
 
 NAME = "jupyter_kernel_gateway-3.0.1"
@@ -42,3 +43,9 @@ def test_kernel_gateways_own_tests_pass(cluster, gateway, sources):
     done = subprocess.run(command, cwd=sources, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr
     print(done.stdout.splitlines()[-1])
+
+
+def test_the_documentation_names_the_tests_that_are_not_run():
+    documented = (ROOT / "docs/gateway-conformance.md").read_text()
+    for name, reason in EXCLUDED.items():
+        assert f"| `{name}` | {reason} |" in documented, f"docs/gateway-conformance.md does not name {name}"

@@ -27,6 +27,7 @@ class FrontEnd:
         self.number, self.kernel, self.token, self.heard = number, kernel, token, heard
         self.shown: dict[str, str] = {}
         self.replies: dict[str, int] = {}
+        self.heard_of: set[str] = set()
         self.lines = 0
         self.reconnects = 0
 
@@ -39,10 +40,12 @@ class FrontEnd:
                 url = gateway_now().channels(self.kernel, f"session-{self.kernel}")
                 headers = {"Authorization": f"token {self.token}"}
                 async with connect(url, additional_headers=headers, max_size=None) as socket:
-                    # The kernel runs a request once, however often it is sent.
                     while waiting:
-                        await socket.send(json.dumps(waiting[0]))
-                        await self.show(socket, waiting[0]["header"]["msg_id"])
+                        msg_id = waiting[0]["header"]["msg_id"]
+                        # One that nothing was heard of may be lost. The kernel runs it once in any case.
+                        if msg_id not in self.heard_of:
+                            await socket.send(json.dumps(waiting[0]))
+                        await self.show(socket, msg_id)
                         waiting.pop(0)
                     return
             except (ConnectionClosed, OSError):
@@ -55,6 +58,7 @@ class FrontEnd:
         while not (idle and replied):
             message = json.loads(await socket.recv())
             parent, content = message["parent_header"].get("msg_id"), message["content"]
+            self.heard_of.add(parent)
             match message["msg_type"]:
                 case "clear_output":
                     self.shown[parent], self.replies[parent] = "", 0

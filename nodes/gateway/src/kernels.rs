@@ -117,8 +117,9 @@ pub(crate) fn parse_body<T: Default + for<'a> Deserialize<'a>>(body: &[u8]) -> R
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }
-    serde_json::from_slice(body).map_err(|error| {
-        ApiError::bad_request(format!("the body is no JSON of this kind: {error}"))
+    let object = serde_json::from_slice::<serde_json::Map<_, _>>(body);
+    object.and_then(|object| serde_json::from_value(object.into())).map_err(|error| {
+        ApiError::bad_request(format!("the body is no JSON object of this kind: {error}"))
     })
 }
 

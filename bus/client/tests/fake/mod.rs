@@ -163,7 +163,7 @@ impl Worker {
         let more = all.len() > 2;
         Outputs {
             outputs: all.into_iter().take(2).collect(),
-            gap: since < expired,
+            gap: script.expired_to > 0 && since < expired,
             more,
             ended: script.cells.values().filter_map(|(_, end)| end.clone()).collect(),
             part: None,
