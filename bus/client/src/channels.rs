@@ -52,6 +52,9 @@ const UNHEARD_MAX: u32 = 4;
 /// Requests of one front-end that may be under way.
 const REQUESTS_MAX: usize = 2_000;
 
+/// What is said of a cell whose executor said that it completed, and whose reply is nowhere.
+const REPLY_LOST: &str = "the cell ran, but its reply is lost with its executor: what it changed may be \
+                          lost, too. Look at its variables before you run it again";
 /// What asks for a cell's outputs.
 const OUTPUTS_REQUEST: &str = "callboard_outputs_request";
 
@@ -735,10 +738,15 @@ impl Channels {
         let header = serde_json::from_slice::<Header>(&cell.parent).ok();
         let is_mine = request.is_some() || header.as_ref().is_some_and(|it| self.is_mine(it));
         let mut messages = Vec::new();
-        if let CellOutcome::Interrupted { cause } = &end.outcome {
-            messages.push(said.error(cause));
+        let lost = match &end.outcome {
+            CellOutcome::Interrupted { cause } => Some(cause.as_str()),
+            // It is not in the log, or is not kept there any more.
+            CellOutcome::Completed => (!cell.has_reply).then_some(REPLY_LOST),
+        };
+        if let Some(why) = lost {
+            messages.push(said.error(why));
             if is_mine && !cell.has_reply {
-                messages.push(said.failed(Channel::Shell, "execute_request", cause));
+                messages.push(said.failed(Channel::Shell, "execute_request", why));
             }
         }
         if !cell.is_idle {

@@ -45,7 +45,7 @@ pub(crate) struct KernelModel {
 #[serde(default)]
 pub(crate) struct StartBody {
     pub(crate) name: Option<String>,
-    env: BTreeMap<String, Value>,
+    pub(crate) env: BTreeMap<String, Value>,
 }
 
 impl KernelModel {

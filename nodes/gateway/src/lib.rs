@@ -15,6 +15,7 @@ mod large;
 mod metrics;
 mod options;
 mod server;
+mod sessions;
 mod specs;
 mod state;
 mod status;

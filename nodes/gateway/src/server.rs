@@ -14,7 +14,7 @@ use tokio::time::{interval, sleep};
 
 use crate::{
     activity::Activity, auth::Users, errors::ApiError, kernels, metrics::Metrics,
-    options::GatewayOptions, specs, state::GatewayState, status, websocket,
+    options::GatewayOptions, sessions, specs, state::GatewayState, status, websocket,
 };
 
 /// How often the users are read again, should the event of a change be lost.
@@ -162,6 +162,11 @@ fn routes(scope: Scope) -> Scope {
         .service(kernels::restart)
         .service(kernels::output)
         .service(websocket::channels)
+        .service(sessions::list)
+        .service(sessions::create)
+        .service(sessions::one)
+        .service(sessions::change)
+        .service(sessions::end)
         .service(kernels::show)
         .service(kernels::stop)
         .default_service(web::to(nothing_here))
