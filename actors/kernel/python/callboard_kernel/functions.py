@@ -66,6 +66,25 @@ def make_function(
     return types.FunctionType(code, namespace, name, None, closure)
 
 
+def reduce_method(method: types.MethodType) -> Any:
+    """Reduces a bound method of a library's class whose function is not found by its own name.
+
+    A decorator has replaced it; by value it would be a copy, and tie all objects that hold it together.
+    """
+    func, kind = method.__func__, type(method.__self__)
+    if not isinstance(func, types.FunctionType) or is_importable(func):
+        return NotImplemented
+    for base in kind.__mro__:
+        for name, value in vars(base).items():
+            if value is func and is_importable(base):
+                return make_method, (method.__self__, base, name)
+    return NotImplemented
+
+
+def make_method(obj: Any, kind: type, name: str) -> types.MethodType:
+    return types.MethodType(vars(kind)[name], obj)
+
+
 def set_function_state(func: types.FunctionType, state: tuple[Any, ...]) -> None:
     """Second phase of a function: defaults, names, annotations, attributes."""
     slots, annotations, attributes = state

@@ -8,6 +8,8 @@ import os
 import struct
 from typing import Any
 
+import zmq
+
 from .refusal import Refused
 
 
@@ -33,6 +35,18 @@ def closed_buffer(kind: type) -> Any:
     buffer = kind()
     buffer.close()
     return buffer
+
+
+def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
+    """A view of bytes, as ipywidgets keeps images, is a value; one of anything else is refused."""
+    if type(view.obj) is bytes or isinstance(view.obj, zmq.Frame):
+        return make_memoryview, (view.tobytes(), view.format, view.shape)
+    raise Refused("a memoryview points into this process's memory (bytes(view) makes a copy that can move)")
+
+
+def make_memoryview(data: bytes, form: str, shape: tuple[int, ...]) -> memoryview:
+    view = memoryview(data)
+    return view if (form, shape) == (view.format, view.shape) else view.cast(form, shape)
 
 
 def reduce_file(file: Any) -> tuple[Any, ...]:
