@@ -12,8 +12,8 @@ with `reducers`, `functions` and `arrays` (bytes), `fingerprint` (what need not 
 `buffers` with `dirty` (what of large memory need not be read again), `watchdog` (what must not hang),
 `background` (what runs beside the cells), `session`, `history` and `sources` (state beyond variables),
 `comms` and `traits` (widgets), `protocol` (requests that ipykernel would leave unanswered), `refusal` and
-`placeholder` (what cannot be carried), `live` (the running session that pickles refer to), `isolation` (whose process it is). Beside them
-`zygote`, which forks kernels, and `preload`, the libraries it has ready.
+`placeholder` (what cannot be carried), `live` (the running session that pickles refer to), `isolation`
+(whose process it is). Beside them `zygote`, which forks kernels, and `preload`, the libraries it has ready.
 """
 
 PROTOCOL_VERSION = 2

@@ -25,12 +25,10 @@ COMMS_MAX = 4096
 _COMM = re.compile(r"Comm\[(.*)\]$", re.DOTALL)
 _TARGET = re.compile(r"Target\[(.*)\]$", re.DOTALL)
 _WIDGETS = "jupyter.widget"
-# What makes a comm, beside the attributes that a user or a subclass gave it.
-_CARRIED = (
-    "comm_id", "primary", "target_name", "target_module", "topic", "_open_data", "_close_data",
-    "_msg_callback", "_close_callback",
-)  # fmt: skip
-
+# What makes a comm that keeps it in traits; others have it in attributes.
+_IN_TRAITS = ("comm_id", "primary", "target_name", "target_module", "topic")
+# How the names of attributes begin that are another process's business.
+_NOT_CARRIED = ("kernel", "_closed", "_reply_subshell", "_trait_", "_cross_validation_lock")
 
 # The comms that were open, of the pickle that is being loaded.
 _revived: list[Any] = []
@@ -89,8 +87,7 @@ def bind(name: str, value: Any) -> bool:
         # The widget was made anew by its own pickling code, and opened a comm that nobody heard of.
         if value.comm is not None:
             _forget(value.comm)
-        value.comm = make_comm(KernelComm)
-        set_comm(value.comm, {"comm_id": comm.group(1), "target_name": _WIDGETS})
+        value.comm = KernelComm(_WIDGETS, comm_id=comm.group(1), primary=False)
         _open(value.comm)
     return True
 
@@ -155,7 +152,8 @@ def _open(comm: Any) -> None:
 def _owner(comm: Any) -> Any:
     """The widget whose comm this is, if it is a widget's."""
     owner = getattr(getattr(comm, "_msg_callback", None), "__self__", None)
-    return owner if isinstance(owner, HasTraits) and getattr(owner, "comm", None) is comm else None
+    # Not by attribute, which may be a property of the user's.
+    return owner if isinstance(owner, HasTraits) and owner._trait_values.get("comm") is comm else None
 
 
 def _forget(comm: Any) -> None:
@@ -172,8 +170,8 @@ def _widgets() -> dict[str, Any]:
 
 def reduce_comm(comm: Any) -> tuple[Any, ...]:
     """Reduces a comm to its id, data and callbacks, without its kernel and its locks."""
-    state = {name: value for name, value in vars(comm).items() if not name.startswith("_") and name != "kernel"}
-    state |= {name: getattr(comm, name) for name in _CARRIED}
+    state = {name: value for name, value in vars(comm).items() if not name.startswith(_NOT_CARRIED)}
+    state |= {name: getattr(comm, name) for name in _IN_TRAITS}
     is_open = live.LIVE.kernel is not None and live.LIVE.kernel.comm_manager.comms.get(comm.comm_id) is comm
     return make_comm, (type(comm),), state, None, None, revive_comm if is_open else set_comm
 

@@ -73,7 +73,7 @@ class Namespace:
         match = _OUTPUT_CACHE.match(name)
         if match and outputs.get(int(match.group(1)), outputs) is value:
             return True
-        return name in _UNDERSCORES and value == "" if isinstance(value, str) else False
+        return name in _UNDERSCORES and value == "" if type(value) is str else False
 
     def clear(self) -> None:
         """Removes every name of the session, without telling front-ends of their comms."""

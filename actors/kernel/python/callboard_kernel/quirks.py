@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import struct
+import weakref
 from typing import Any
 
 import zmq
@@ -82,6 +83,20 @@ def ended_generator(name: str, qualname: str) -> Any:
     generator.close()
     generator.__name__, generator.__qualname__ = name, qualname
     return generator
+
+
+def reduce_weak(reference: Any) -> Any:
+    """A weak reference or proxy whose object is gone points at nothing already, as one that tqdm leaves."""
+    kind = type(reference)
+    try:
+        is_dead = reference() is None if kind is weakref.ReferenceType else reference.__class__ is None
+    except ReferenceError:
+        is_dead = True
+    return (dead_weak, (kind is weakref.ReferenceType,)) if is_dead else NotImplemented
+
+
+def dead_weak(is_reference: bool) -> Any:
+    return (weakref.ref if is_reference else weakref.proxy)(set())
 
 
 def reduce_environ(_environ: Any) -> tuple[Any, ...]:

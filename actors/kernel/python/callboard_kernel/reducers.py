@@ -112,6 +112,8 @@ _EXACT: dict[str, Reducer] = {
     "builtins.method": _by(functions.reduce_method),
     "builtins.memoryview": _by(quirks.reduce_memoryview),
     "numpy.random.mtrand.RandomState": _random_state,
+    "weakref.ReferenceType": _by(quirks.reduce_weak),
+    "weakref.ProxyType": _by(quirks.reduce_weak),
     "builtins.generator": _by(quirks.reduce_generator),
     "builtins.cell": _by(functions.reduce_cell),
     "functools._lru_cache_wrapper": _by(functions.reduce_lru_cache),
@@ -123,6 +125,7 @@ _EXACT: dict[str, Reducer] = {
     "_io.BytesIO": _by(quirks.reduce_buffer),
     "_io.StringIO": _by(quirks.reduce_buffer),
     "os._Environ": _by(quirks.reduce_environ),
+    "tqdm.notebook.TqdmHBox": _by(traits.reduce_progress_box),
     "matplotlib.cbook.CallbackRegistry": _by(quirks.reduce_callback_registry),
 }
 

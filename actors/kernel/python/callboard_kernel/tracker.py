@@ -286,7 +286,7 @@ class Tracker:
 
     def _refused_entry(self, name: str, value: Any, error: BaseException) -> Entry:
         kind, reason = refusal.type_name(value), refusal.describe(error)
-        if isinstance(value, Unavailable):
+        if issubclass(type(value), Unavailable):
             # Excluded on another machine, and still.
             kind = value._cb_type
         stand_in = Unavailable(name, kind, reason)
@@ -417,8 +417,10 @@ class Tracker:
         if is_output(name):
             return
         delta.refused.append({"name": name, "type": kind, "reason": reason})
-        if (name, kind) not in self._told:
-            self._told.add((name, kind))
+        # Of comms, which nobody knows by name, each kind once.
+        told = ("Comm" if comms.is_comm(name) else name, kind)
+        if told not in self._told:
+            self._told.add(told)
             delta.notices.append(refusal.notice(name, kind, reason))
 
 
@@ -429,7 +431,7 @@ def _bound_together(values: dict[str, Any]) -> list[list[str]]:
     """
     names_of: dict[int, list[str]] = {}
     for name, value in values.items():
-        is_code = isinstance(value, (type, types.FunctionType))
+        is_code = issubclass(type(value), (type, types.FunctionType))
         key = id(value) if not is_code and joins(type(value)) else -len(names_of) - 1
         names_of.setdefault(key, []).append(name)
     return [sorted(names) for names in names_of.values()]
@@ -470,7 +472,7 @@ def _class_anchors(values: dict[str, Any]) -> dict[int, str]:
     """For each class of the session the name to refer to it by: its own if bound, else the first."""
     found: dict[int, str] = {}
     for name, value in values.items():
-        if isinstance(value, type) and name.isidentifier() and not is_output(name):
+        if issubclass(type(value), type) and name.isidentifier() and not is_output(name):
             if value.__name__ == name or id(value) not in found:
                 if live.LIVE.user_ns.get(name) is value and not is_importable(value):
                     found[id(value)] = name

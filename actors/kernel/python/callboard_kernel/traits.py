@@ -36,6 +36,13 @@ def reduce_traits(obj: Any) -> tuple[Any, ...]:
     return make_traits, (type(obj),), (attributes, observers), None, None, set_traits
 
 
+def reduce_progress_box(box: Any) -> tuple[Any, ...]:
+    """tqdm's widget without the loop that it shows, which ends with its process; tqdm does without, too."""
+    make, arguments, (attributes, observers), *rest = reduce_traits(box)
+    attributes.pop("pbar", None)
+    return make, arguments, (attributes, observers), *rest
+
+
 def make_traits(kind: Any) -> Any:
     """An object with the class's own handlers; no constructor runs."""
     return kind.__new__(kind)

@@ -76,7 +76,15 @@ def test_history_goes_on_after_the_move():
         assert history(second, hist_access_type="search", pattern="*") == [(1, "'one'")]
 
 
-def test_an_outputs_text_is_kept_unless_it_is_long(pair):
+def test_history_is_in_no_file_that_kernels_share():
+    with Kernel() as kernel:
+        kernel.run("1")
+        assert history(kernel) == [(1, "1")]
+        kernel.run("import os; found = os.listdir(get_ipython().profile_dir.location)")
+        assert kernel.run("print([name for name in found if 'history' in name])")["stdout"] == "[]\n"
+
+
+def test_an_outputs_text_is_kept_unless_it_is_long():
     with Kernel() as first, Kernel() as second:
         first.run("'x' * 100_000")
         first.run("'y'")

@@ -111,6 +111,11 @@ def test_after_a_restore_no_widget_is_sent_again(pair, count):
     groups = {key: held[0]["names"] for key, held in first.node.groups.items() if held[0]["kind"] == "variables"}
     assert len([key for key in groups if "Comm[" in key]) == count and groups["variables:panels"] == ["panels"]
     assert moved(first, second) == []
+    # What holds others is still the newer one, as after their making: captures look for it first.
+    second.run(
+        "order = list(get_ipython().kernel.comm_manager.comms)\nfor panel in panels:\n    for child in panel.children:\n"
+        "        assert order.index(child.model_id) < order.index(panel.model_id)\ndel order, panel, child"
+    )
     for code in ("pass", "1"):
         captured = second.run(code)["captured"]
         assert not [one for one in captured["upsert"] if one["group"] in groups] and not captured["removed"]
@@ -131,6 +136,26 @@ def test_nested_widgets_stay_the_same_objects(pair):
     model = value_of(second, "inner.model_id")
     update(second, value_of(second, "box.children[0].model_id"), {"children": [f"IPY_MODEL_{model}"] * 2})
     second.run("assert box.children[0].children == (inner, inner)")
+
+
+def test_a_comm_that_another_one_leads_to_has_no_name_of_its_own(pair):
+    first, second = pair
+    first.run(f"{IMPORTS}\nbox = widgets.HBox(); box_id = box.model_id\nbox.children = [widgets.IntSlider()]\ndel box")
+    names = [name for entry, _ in first.node.groups.values() for name in entry["names"] if name.startswith("Comm[")]
+    assert names == [f"Comm[{value_of(first, 'box_id')}]"]
+    assert moved(first, second) == []
+    assert value_of(second, "type(widgets.widget._instances[box_id].children[0]).__name__") == "IntSlider"
+
+
+def test_progress_bars_of_tqdm_are_carried_without_a_word(pair):
+    first, second = pair
+    reply = first.run("from tqdm.notebook import tqdm\nfor _ in range(3):\n    for n in tqdm(range(5)): pass")
+    assert reply["stderr"] == "" and refused(reply) == {}
+    before = first.ask("comm_info_request", {})["comms"]
+    assert moved(first, second) == []
+    assert second.ask("comm_info_request", {})["comms"] == before and len(before) > 20
+    second.run("import ipywidgets\nbar = [w for w in ipywidgets.widget._instances.values() if hasattr(w, 'max')][-1]")
+    assert value_of(second, "(bar.value, bar.max, bar.bar_style)") == "(5.0, 5.0, 'success')"
 
 
 def test_interact_calls_its_function_again(pair):
@@ -242,11 +267,17 @@ def test_plain_comms_and_their_targets_survive(pair):
         "        comm.send({'echo': message['content']['data']})\n    comm.on_msg(on_message)\n"
         "    comm.on_close(lambda message: got.append('closed'))\nmanager.register_target('mine', opened)"
     )
+    first.run(
+        "from ipykernel.comm.comm import BaseComm\nclass Counted(BaseComm):\n"
+        "    def __init__(self): self._count = [1]; super().__init__('counted')\ncounted = Counted()"
+    )
     first.run("from comm import create_comm\nown = create_comm('front', data={'a': 1})\nown.on_msg(lambda message: got.append('own'))")
     first.tell_comm("comm_open", {"comm_id": "c1", "target_name": "mine", "data": {}})
     own = value_of(first, "own.comm_id")
     assert moved(first, second) == []
-    comms = {"c1": {"target_name": "mine"}, own: {"target_name": "front"}}
+    counted = value_of(second, "counted.comm_id")
+    assert value_of(second, "(counted._count, type(counted) is Counted)") == "([1], True)"
+    comms = {"c1": {"target_name": "mine"}, own: {"target_name": "front"}, counted: {"target_name": "counted"}}
     assert second.ask("comm_info_request", {})["comms"] == comms
     assert comm_messages(second.tell_comm("comm_msg", {"comm_id": "c1", "data": 1})) == [("c1", {"echo": 1})]
     second.tell_comm("comm_msg", {"comm_id": own, "data": {}})
@@ -255,8 +286,9 @@ def test_plain_comms_and_their_targets_survive(pair):
     assert comm_messages(second.tell_comm("comm_msg", {"comm_id": "c2", "data": 2})) == [("c2", {"echo": 2})]
     second.tell_comm("comm_close", {"comm_id": "c1", "data": {}})
     assert value_of(second, "got") == "[1, 'own', 2, 'closed']"
-    assert set(second.ask("comm_info_request", {})["comms"]) == {own, "c2"}
-    assert [message["msg_type"] for message in sent_by(second, "own.close()")] == ["comm_close"]
+    assert set(second.ask("comm_info_request", {})["comms"]) == {own, "c2", counted}
+    sent = sent_by(second, "own.close()")
+    assert [(message["msg_type"], message["content"]["comm_id"]) for message in sent] == [("comm_close", own)]
 
 
 def test_a_closed_comm_stays_closed(pair):
@@ -286,6 +318,8 @@ def test_a_widget_that_cannot_be_carried_is_named_once_and_its_comm_is_answered_
     reply = first.run("hidden = s; del s\nhidden = hidden.model_id")
     assert set(refused(reply)) == {f"Comm[{lost}]"} and reply["stderr"].count("cannot be carried") == 1
     assert first.run("1")["stderr"] == ""
+    reply = first.run("for _ in range(3): widgets.IntSlider().observe(lambda change, lock=threading.Lock(): None)")
+    assert len(refused(reply)) == 4 and reply["stderr"] == ""
 
 
 def test_comms_over_the_limit_are_named_and_the_newest_carried(pair):
