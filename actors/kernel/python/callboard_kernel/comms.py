@@ -20,15 +20,18 @@ from traitlets import HasTraits
 from . import live
 from .placeholder import Unavailable
 
-# Widgets are pickled at every capture, each in a tenth of a millisecond or more.
+# Widgets are pickled at every capture, some thirty in a millisecond.
 COMMS_MAX = 4096
 _COMM = re.compile(r"Comm\[(.*)\]$", re.DOTALL)
 _TARGET = re.compile(r"Target\[(.*)\]$", re.DOTALL)
 _WIDGETS = "jupyter.widget"
 # What makes a comm that keeps it in traits; others have it in attributes.
 _IN_TRAITS = ("comm_id", "primary", "target_name", "target_module", "topic")
-# How the names of attributes begin that are another process's business.
-_NOT_CARRIED = ("kernel", "_closed", "_reply_subshell", "_trait_", "_cross_validation_lock")
+# Attributes that are another process's business, or traits' own.
+_NOT_CARRIED = frozenset(
+    """kernel _closed _reply_subshell_lock _reply_subshell_ids _reply_subshell_id
+    _trait_values _trait_notifiers _trait_validators _cross_validation_lock""".split()
+)
 
 # The comms that were open, of the pickle that is being loaded.
 _revived: list[Any] = []
@@ -170,8 +173,9 @@ def _widgets() -> dict[str, Any]:
 
 def reduce_comm(comm: Any) -> tuple[Any, ...]:
     """Reduces a comm to its id, data and callbacks, without its kernel and its locks."""
-    state = {name: value for name, value in vars(comm).items() if not name.startswith(_NOT_CARRIED)}
-    state |= {name: getattr(comm, name) for name in _IN_TRAITS}
+    state = {name: value for name, value in vars(comm).items() if name not in _NOT_CARRIED}
+    if isinstance(comm, HasTraits):
+        state |= {name: getattr(comm, name) for name in _IN_TRAITS}
     is_open = live.LIVE.kernel is not None and live.LIVE.kernel.comm_manager.comms.get(comm.comm_id) is comm
     return make_comm, (type(comm),), state, None, None, revive_comm if is_open else set_comm
 

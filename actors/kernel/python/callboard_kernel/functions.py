@@ -20,6 +20,8 @@ from cloudpickle.cloudpickle import (
 
 from . import live
 
+# Functions of libraries' classes, which stay as long as the process: the class, and the name there.
+_homes: dict[Any, tuple[type, str]] = {}
 _FUNCTION_SLOTS = ("__defaults__", "__kwdefaults__", "__qualname__", "__module__", "__doc__")
 
 
@@ -71,14 +73,18 @@ def reduce_method(method: types.MethodType) -> Any:
 
     A decorator has replaced it; by value it would be a copy, and tie all objects that hold it together.
     """
-    func, kind = method.__func__, type(method.__self__)
-    if not isinstance(func, types.FunctionType) or is_importable(func):
+    func = method.__func__
+    if not isinstance(func, types.FunctionType):
         return NotImplemented
-    for base in kind.__mro__:
-        for name, value in vars(base).items():
-            if value is func and is_importable(base):
-                return make_method, (method.__self__, base, name)
-    return NotImplemented
+    if func not in _homes:
+        if is_importable(func):
+            return NotImplemented
+        for base in type(method.__self__).__mro__:
+            for name, value in vars(base).items():
+                if value is func and is_importable(base):
+                    _homes[func] = base, name
+    base, name = _homes.get(func, (object, ""))
+    return (make_method, (method.__self__, base, name)) if vars(base).get(name) is func else NotImplemented
 
 
 def make_method(obj: Any, kind: type, name: str) -> types.MethodType:

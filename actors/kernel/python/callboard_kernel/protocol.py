@@ -31,6 +31,9 @@ class Answers:
         kernel = self._kernel
         try:
             ident, rest = kernel.session.feed_identities(frames, copy=False)
+            if b"subshell_id" not in rest[1].bytes:
+                # To read a header takes a good part of the time of a short cell.
+                return False
             parent = kernel.session.deserialize(rest, content=False, copy=False)
         except Exception:  # ipykernel says what is wrong with it
             return False

@@ -12,6 +12,8 @@ from typing import Any
 from . import live
 from .history import INPUTS_PER_GROUP
 
+# Silent cells whose text is kept beside the inputs, the newest: front-ends run them without end.
+SILENT_MAX = 256
 _PREFIX = "history:sources:"
 # A cell's number, and its lines unless they are those of In[number]: a silent cell has no number.
 _Source = tuple[int, "list[str] | None"]
@@ -34,10 +36,14 @@ class Sources:
         if self._inputs < inputs:
             # `%reset`: In[number] is another cell, or none.
             self._known = {}
-        for name, number in list(shell.compile._filename_map.items()):
+        silent = 0
+        for name, number in reversed(list(shell.compile._filename_map.items())):
             if name not in self._known or self._known[name][0] != number:
                 self._known[name] = _source(shell, name, number)
-            groups.setdefault(f"{_PREFIX}{number - number % INPUTS_PER_GROUP}", {})[name] = self._known[name]
+            known = self._known[name]
+            silent += known[1] is not None
+            if known[1] is None or silent <= SILENT_MAX:
+                groups.setdefault(f"{_PREFIX}{number - number % INPUTS_PER_GROUP}", {})[name] = known
         return groups
 
     def restore(self, groups: dict[str, Any]) -> None:
@@ -51,7 +57,8 @@ class Sources:
                 self._known.update(group)
         shell.compile._filename_map.clear()
         parsed = shell.history_manager.input_hist_parsed
-        for name, (number, lines) in self._known.items():
+        # Newest last again, as far as the numbers tell.
+        for name, (number, lines) in sorted(reversed(self._known.items()), key=lambda item: item[1][0]):
             if lines is None:
                 lines = _lines(parsed[number]) if number < len(parsed) else []
             linecache.cache[name] = (sum(map(len, lines)), None, lines, name)

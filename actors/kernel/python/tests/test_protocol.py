@@ -123,6 +123,19 @@ def test_the_source_of_a_function_moves_with_it():
         assert "In[1]" in text and "# with a comment" in text
 
 
+def test_the_newest_silent_cells_keep_their_source():
+    with Kernel() as first, Kernel() as second, Kernel() as third:
+        first.run("kernel = get_ipython()\nfor n in range(300): kernel.compile.cache(f'silent_{n}', 5)\ndel kernel, n")
+        second.node.restore_from(first.node)
+        second.run("silent_300 = 1", silent=True)
+        third.node.restore_from(second.node)
+        reply = third.run(
+            "import linecache\nlines = [one[2][0] for one in linecache.cache.values() if len(one) == 4 and one[2]]\n"
+            "print(sorted(int(line.split()[0][7:]) for line in lines if line.startswith('silent_')))"
+        )
+        assert eval(reply["stdout"]) == list(range(45, 301))
+
+
 def test_a_source_is_not_taken_for_another_cells_after_the_inputs_were_reset():
     with Kernel() as first, Kernel() as second:
         first.run("def kept(): return 1")
