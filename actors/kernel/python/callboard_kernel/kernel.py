@@ -219,6 +219,11 @@ class CallboardKernel(IPythonKernel):
             self._isolate(header.get("user"))
             DIRECTORY.configure(header["directory"])
             self.shell.user_ns["_dh"][:] = [Path.cwd()]
+        if header.get("session"):
+            # Front-ends drop messages of another session than the newest they know: it is the kernel's and
+            # not the process's. Its messages are counted from where no other process counts.
+            self.session.session = header["session"]
+            self.session.message_count = time.time_ns()
         if header.get("packages"):
             PACKAGES.configure(header["packages"])
         if "state_bytes_max" in header:
