@@ -1,0 +1,110 @@
+import os
+from pathlib import Path
+
+import pytest
+from backends import Callboard, PlainJupyter
+from cluster import ROOT, Cluster
+from lab import Lab, Notebook, chromium
+from playwright.sync_api import sync_playwright
+
+CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--backend", choices=["callboard", "plain"], default="callboard", help="what runs the kernels")
+
+
+def pytest_runtest_logreport(report):
+    if report.failed:
+        again = f"{os.environ.get('PYTEST_CURRENT_TEST', report.nodeid)}"
+        report.sections.append(("again", f"scripts/test-lab -k '{report.nodeid.rpartition('::')[2]}'"))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """A cluster that all tests of a run share."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def backend(request):
+    """What runs the kernels behind JupyterLab."""
+    if request.config.getoption("--backend") == "plain":
+        return PlainJupyter()
+    return Callboard(request.getfixturevalue("cluster"))
+
+
+@pytest.fixture
+def callboard(backend):
+    """The cluster behind JupyterLab, for tests of what plain Jupyter cannot do."""
+    if backend.cluster is None:
+        pytest.skip("plain Jupyter cannot do that")
+    return backend.cluster
+
+
+@pytest.fixture(scope="session")
+def lab(backend, tmp_path_factory):
+    """A JupyterLab before that backend."""
+    lab = Lab(tmp_path_factory.mktemp("lab"), backend.lab_arguments)
+    yield lab
+    lab.stop()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A browser."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A fresh page, with nothing remembered of those before."""
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def witness(tmp_path_factory, request):
+    """A file to which every counted cell appends its name when it is executed."""
+    folder = tmp_path_factory.mktemp("witness")
+    folder.chmod(0o777)
+    return Witness(folder / "executions")
+
+
+@pytest.fixture
+def open_notebook(lab, page, request):
+    """Makes a notebook of some cells, opens it, and pictures it at the end, come what may."""
+    shots = ROOT / "out/lab"
+    shots.mkdir(parents=True, exist_ok=True)
+    opened = []
+
+    def open_notebook(*cells: str) -> Notebook:
+        name = lab.create(request.node.name.removeprefix("test_"), list(cells))
+        opened.append(Notebook(page, lab, name, shots))
+        return opened[-1]
+
+    yield open_notebook
+    for notebook in opened:
+        notebook.shoot("end")
+
+
+class Witness:
+    """Counts executions where no browser and no kernel can hide them."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def cell(self, name: str, code: str) -> str:
+        """A cell that is counted."""
+        return f"with open({str(self.file)!r}, 'a') as witness: print({name!r}, file=witness)\n{code}"
+
+    @property
+    def executions(self) -> list[str]:
+        """The names of the cells executed so far, in order."""
+        return self.file.read_text().split() if self.file.exists() else []
