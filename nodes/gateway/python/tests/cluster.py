@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -29,6 +30,11 @@ class Cluster:
     def credentials(self, role: str) -> Path:
         """The credentials file of a role."""
         return self.folder / "data/credentials" / f"{role}.json"
+
+    def gateway(self) -> dict[str, str]:
+        """What a Jupyter server has to know of the gateway, in the environment that it reads."""
+        url, token = re.search(r"gateway\S* (http\S+).*token (\S+)", self.log.read_text(), re.S).groups()
+        return {"JUPYTER_GATEWAY_URL": url, "JUPYTER_GATEWAY_AUTH_TOKEN": token}
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of a verb."""

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ def pytest_addoption(parser):
 
 def pytest_runtest_logreport(report):
     if report.failed:
-        again = f"{os.environ.get('PYTEST_CURRENT_TEST', report.nodeid)}"
         report.sections.append(("again", f"scripts/test-lab -k '{report.nodeid.rpartition('::')[2]}'"))
 
 
@@ -47,7 +45,7 @@ def callboard(backend):
 @pytest.fixture(scope="session")
 def lab(backend, tmp_path_factory):
     """A JupyterLab before that backend."""
-    lab = Lab(tmp_path_factory.mktemp("lab"), backend.lab_arguments)
+    lab = Lab(tmp_path_factory.mktemp("lab"), backend.command, backend.environment)
     yield lab
     lab.stop()
 

@@ -29,8 +29,10 @@ IS_READY = """() => {
         && kernel?.connectionStatus === 'connected' && kernel.status === 'idle');
 }"""
 
-# What makes a run of Lab differ from the one before, or asks the user something.
+# Lab asks the user nothing, saves only what the extension makes it save, and waits for completions as
+# long as a busy machine takes.
 SETTINGS = {
+    "completer-extension/manager": {"providerTimeout": 10_000},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
 }
@@ -39,7 +41,7 @@ SETTINGS = {
 class Lab:
     """A running `jupyter lab`, with a folder of notebooks and nothing of the user's own settings."""
 
-    def __init__(self, folder: Path, arguments: list[str]) -> None:
+    def __init__(self, folder: Path, command: list[str], environment: dict[str, str]) -> None:
         self.notebooks = folder / "notebooks"
         self.notebooks.mkdir()
         for name, settings in SETTINGS.items():
@@ -50,11 +52,11 @@ class Lab:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
+        program, *arguments = command
         command = [
-            *(str(Path(sys.executable).with_name("jupyter")), "lab", "--no-browser", "--allow-root"),
+            *(str(Path(sys.executable).with_name(program)), *arguments, "--no-browser", "--allow-root"),
             *("--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={TOKEN}"),
             *(f"--ServerApp.root_dir={self.notebooks}", "--LabApp.expose_app_in_browser=True"),
-            *arguments,
         ]
         home = {
             f"{name}_DIR": str(folder / name.lower())
@@ -65,7 +67,7 @@ class Lab:
         self.log = folder / "lab.log"
         with self.log.open("w") as log:
             self._server = subprocess.Popen(
-                command, cwd=folder, env={**os.environ, **home}, stdout=log, stderr=subprocess.STDOUT
+                command, cwd=folder, env={**os.environ, **environment, **home}, stdout=log, stderr=subprocess.STDOUT
             )
         print("started:", " ".join(command))
         end = time.monotonic() + START_S

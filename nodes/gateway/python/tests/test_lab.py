@@ -69,6 +69,8 @@ def test_tab_completes_a_name(open_notebook):
     notebook.cell(1).locator(".cm-content").click()
     notebook.page.keyboard.type("treasure_ch")
     notebook.page.keyboard.press("Tab")
+    expect(notebook.page.locator(".jp-Completer-item")).to_have_text(re.compile("treasure_chest"))
+    notebook.page.keyboard.press("Enter")
     expect(notebook.cell(1).locator(".cm-content")).to_have_text("treasure_chest")
 
 
