@@ -30,7 +30,8 @@ export class UnfinishedCells {
       if (panel.isDisposed) {
         return;
       }
-      this._saved = this._owed = new Set(this._marked().keys());
+      this._saved = new Set(this._marked().keys());
+      this._owed = new Set(this._saved);
       this._attach(sessionContext.session?.kernel ?? null);
       sessionContext.kernelChanged.connect((_, { newValue }) =>
         this._attach(newValue ?? null)
@@ -95,10 +96,8 @@ export class UnfinishedCells {
     if (!(await isCallboard(kernel)) || this._panel.isDisposed) {
       return;
     }
-    const owed = this._owed;
-    this._owed = new Set();
     for (const [msgId, cell] of this._marked()) {
-      if (owed.has(msgId) && markOf(cell)?.kernel === kernel.id) {
+      if (markOf(cell)?.kernel === kernel.id && this._owed.delete(msgId)) {
         void this._replay(kernel, cell, msgId);
       }
     }
@@ -158,7 +157,7 @@ export class UnfinishedCells {
   }
 
   private readonly _panel: NotebookPanel;
-  /** Requests whose outputs have to be fetched once the kernel is connected. */
+  /** Requests whose outputs have to be fetched once their kernel is connected. */
   private _owed = new Set<string>();
   /** Requests that the file on disk knows as unfinished. */
   private _saved = new Set<string>();

@@ -96,6 +96,22 @@ def test_a_slider_moves_a_value_in_the_kernel(open_notebook):
     assert notebook.run(1) == "4"
 
 
+IMAGE = """\
+import io, ipywidgets, PIL.Image
+png = io.BytesIO()
+PIL.Image.new('RGB', (64, 48), 'red').save(png, 'png')
+ipywidgets.Image(value=png.getvalue())"""
+
+
+def test_a_widget_with_binary_data_is_seen_and_the_session_goes_on(open_notebook):
+    notebook = open_notebook(IMAGE, "print('after')")
+    notebook.run(0)
+    image = notebook.outputs(0).locator("img")
+    expect(image).to_be_visible()
+    assert image.evaluate("image => image.naturalWidth") == 64
+    assert notebook.run(1) == "after"
+
+
 def test_a_slider_works_again_after_the_loss_of_the_executor(open_notebook, callboard):
     notebook = open_notebook(SLIDER, "print(slider.value)")
     notebook.run(0)
