@@ -5,6 +5,7 @@ import {
 import { INotebookTracker } from '@jupyterlab/notebook';
 import { IStatusBar } from '@jupyterlab/statusbar';
 
+import { keepQuestionsOutOfSight } from './kernel';
 import { StatusItem } from './status';
 import { UnfinishedCells } from './unfinished';
 
@@ -32,6 +33,7 @@ const status: JupyterFrontEndPlugin<void> = {
     tracker: INotebookTracker,
     statusBar: IStatusBar
   ) => {
+    keepQuestionsOutOfSight();
     const item = new StatusItem(tracker);
     statusBar.registerStatusItem('callboard:status', {
       item,

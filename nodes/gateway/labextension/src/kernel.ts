@@ -2,7 +2,11 @@
  * What a Callboard kernel is asked beyond Jupyter's own messages. The gateway answers it, so that
  * neither question waits for a cell that runs.
  */
+import { PageConfig } from '@jupyterlab/coreutils';
 import { Kernel, KernelMessage } from '@jupyterlab/services';
+
+const STATUS_REQUEST = 'callboard_status_request';
+const OUTPUTS_REQUEST = 'callboard_outputs_request';
 
 /** How long a kernel may take to say how it is; longer than it takes to replace a lost executor. */
 const STATUS_PATIENCE_MS = 8_000;
@@ -26,16 +30,16 @@ export interface IStatus {
   executor: string | null;
   gpus: { held: (string | number)[]; waiting: number | null };
   last_failover: {
-    at_ms: number;
-    from: string;
-    to: string;
+    at_ms?: number | null;
+    from?: string | null;
+    to?: string | null;
     cause: string;
   } | null;
 }
 
 /** What became of a cell whose outputs were asked for. */
 export interface IOutputsReply {
-  status: 'ok';
+  status: 'ok' | 'error';
   cell: 'ended' | 'interrupted' | 'unknown';
   execution_count: number | null;
 }
@@ -52,11 +56,18 @@ export async function isCallboard(
   }
 }
 
+/** Lets Lab show a kernel as idle or busy for what it runs, not for being asked how it is. */
+export function keepQuestionsOutOfSight(): void {
+  const option = 'untracked_message_types';
+  const types = JSON.parse(PageConfig.getOption(option) || '[]');
+  PageConfig.setOption(option, JSON.stringify([...types, STATUS_REQUEST]));
+}
+
 /** Asks a Callboard kernel how it is; null if it does not say. */
 export async function requestStatus(
   kernel: Kernel.IKernelConnection
 ): Promise<IStatus | null> {
-  const future = send(kernel, 'callboard_status_request', {});
+  const future = send(kernel, STATUS_REQUEST, {});
   try {
     return await new Promise<IStatus | null>(resolve => {
       setTimeout(() => resolve(null), STATUS_PATIENCE_MS);
@@ -82,7 +93,7 @@ export function requestOutputs(
   KernelMessage.IExecuteRequestMsg,
   KernelMessage.IExecuteReplyMsg
 > {
-  return send(kernel, 'callboard_outputs_request', { msg_id: msgId });
+  return send(kernel, OUTPUTS_REQUEST, { msg_id: msgId });
 }
 
 /** Sends a message that Jupyter has no type for, in the place of one that is answered alike. */

@@ -110,9 +110,14 @@ function details(status: IStatus): HTMLElement {
     rows.push(['waits for GPUs', `${gpus.waiting}`]);
   }
   if (failover) {
-    const at = new Date(failover.at_ms).toLocaleTimeString();
-    const { from, to, cause } = failover;
-    rows.push(['last failover', `${at}: ${from} to ${to} (${cause})`]);
+    const { at_ms, from, to, cause } = failover;
+    const words = [
+      at_ms && new Date(at_ms).toLocaleTimeString(),
+      from && `from ${from}`,
+      to && `to ${to}`,
+      cause
+    ];
+    rows.push(['last failover', words.filter(word => word).join(', ')]);
   }
   const table = document.createElement('table');
   for (const [name, value] of rows) {

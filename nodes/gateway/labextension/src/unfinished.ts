@@ -56,16 +56,16 @@ export class UnfinishedCells {
         this._clear(msg.parent_header.msg_id);
       }
     });
-    kernel.connectionStatusChanged.connect(async (_, status) => {
+    kernel.connectionStatusChanged.connect((_, status) => {
       if (status === 'connected') {
-        await this._resume(kernel);
+        this._resume(kernel);
       } else {
         // What is put out from here on does not arrive.
         this._owed = new Set([...this._owed, ...this._marked().keys()]);
       }
     });
     if (kernel.connectionStatus === 'connected') {
-      void this._resume(kernel);
+      this._resume(kernel);
     }
   }
 
@@ -92,10 +92,8 @@ export class UnfinishedCells {
   }
 
   /** Fetches the outputs that could not arrive before there was this connection to the kernel. */
-  private async _resume(kernel: Kernel.IKernelConnection): Promise<void> {
-    if (!(await isCallboard(kernel)) || this._panel.isDisposed) {
-      return;
-    }
+  private _resume(kernel: Kernel.IKernelConnection): void {
+    // A kernel that a mark names is Callboard's. It need not be asked, which might wait for the cell.
     for (const [msgId, cell] of this._marked()) {
       if (markOf(cell)?.kernel === kernel.id && this._owed.delete(msgId)) {
         void this._replay(kernel, cell, msgId);
@@ -117,11 +115,13 @@ export class UnfinishedCells {
     cell.outputArea.future = future;
     try {
       const reply = (await future.done)?.content as unknown as IOutputsReply;
-      if (reply.cell === 'unknown') {
+      if (reply.status !== 'ok' || reply.cell === 'unknown') {
         model.outputs.fromJSON(before);
       }
-      model.executionCount = reply.execution_count;
-      this._clear(msgId);
+      if (reply.status === 'ok') {
+        model.executionCount = reply.execution_count;
+        this._clear(msgId);
+      }
     } catch {
       // The connection was lost again, or the cell is run anew.
     }

@@ -1,12 +1,16 @@
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from backends import Callboard, PlainJupyter
 from cluster import ROOT, Cluster
-from lab import Lab, Notebook, chromium
-from playwright.sync_api import sync_playwright
+from lab import CELL_MS, Lab, Notebook, chromium
+from playwright.sync_api import expect, sync_playwright
 
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+
+expect.set_options(timeout=CELL_MS)
 
 
 def pytest_addoption(parser):
@@ -52,7 +56,7 @@ def lab(backend, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def browser():
-    """A browser."""
+    """A browser, running."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_ARGUMENTS)
         yield browser
@@ -68,11 +72,11 @@ def page(browser):
 
 
 @pytest.fixture
-def witness(tmp_path_factory, request):
-    """A file to which every counted cell appends its name when it is executed."""
-    folder = tmp_path_factory.mktemp("witness")
-    folder.chmod(0o777)
-    return Witness(folder / "executions")
+def witness():
+    """What cells do, seen from outside; in a folder that kernels reach under whatever uid they run."""
+    with tempfile.TemporaryDirectory(prefix="callboard-witness-") as folder:
+        Path(folder).chmod(0o777)
+        yield Witness(Path(folder))
 
 
 @pytest.fixture
@@ -93,16 +97,40 @@ def open_notebook(lab, page, request):
 
 
 class Witness:
-    """Counts executions where no browser and no kernel can hide them."""
+    """Counts executions where no browser and no kernel can hide them, and holds cells up."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, folder: Path) -> None:
+        self._file, self._gate = folder / "executions", folder / "gate"
 
     def cell(self, name: str, code: str) -> str:
         """A cell that is counted."""
-        return f"with open({str(self.file)!r}, 'a') as witness: print({name!r}, file=witness)\n{code}"
+        return f"with open({str(self._file)!r}, 'a') as witness: print({name!r}, file=witness)\n{code}"
+
+    def long_cell(self, name: str) -> str:
+        """A cell that prints a line every tenth of a second until it is let end, and is counted twice."""
+        code = f"""\
+import os, time
+n = 0
+while not os.path.exists({str(self._gate)!r}):
+    print('line', n, flush=True)
+    n += 1
+    time.sleep(0.1)
+print('printed', n)
+"""
+        return self.cell(name, code) + self.cell(f"{name}-ended", "")
+
+    def let_end(self) -> None:
+        """Lets long cells end."""
+        self._gate.touch()
+
+    def wait_for(self, name: str, limit_s: float = 30) -> None:
+        """Waits for a cell to be counted."""
+        end = time.monotonic() + limit_s
+        while name not in self.executions:
+            assert time.monotonic() < end, f"{name} is not among {self.executions}"
+            time.sleep(0.1)
 
     @property
     def executions(self) -> list[str]:
         """The names of the cells executed so far, in order."""
-        return self.file.read_text().split() if self.file.exists() else []
+        return self._file.read_text().split() if self._file.exists() else []

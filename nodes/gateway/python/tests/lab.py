@@ -107,8 +107,17 @@ class Notebook:
     def __init__(self, page: Page, lab: Lab, name: str, shots: Path) -> None:
         self.page, self.name = page, name
         self._shots = shots
-        page.goto(f"{lab.url}/lab/tree/{name}?token={TOKEN}&reset")
+        self._url = f"{lab.url}/lab/tree/{name}?token={TOKEN}"
+        page.goto(f"{self._url}&reset")  # without the notebooks of the page before
         self.wait_until_ready()
+
+    def come_back(self) -> None:
+        """Opens the page again."""
+        self.page.goto(self._url)
+
+    def leave(self) -> None:
+        """Leaves the page without a word, as a closed laptop does."""
+        self.page.goto("about:blank")
 
     def wait_until_ready(self) -> None:
         """Waits until a keystroke that runs a cell is not lost."""
