@@ -15,6 +15,9 @@ const MARK = 'callboard';
 /** How often marks are saved at most. Cells that end sooner are never saved as unfinished. */
 const SAVE_EVERY_MS = 1_000;
 
+/** Pause before a kernel is asked again that could not answer: one that just changes its executor. */
+const ASK_AGAIN_AFTER_MS = 3_000;
+
 /** Which request runs a cell, on which kernel. */
 interface IMark {
   kernel: string;
@@ -93,6 +96,9 @@ export class UnfinishedCells {
 
   /** Fetches the outputs that could not arrive before there was this connection to the kernel. */
   private _resume(kernel: Kernel.IKernelConnection): void {
+    if (this._panel.isDisposed || kernel.isDisposed) {
+      return;
+    }
     // A kernel that a mark names is Callboard's. It need not be asked, which might wait for the cell.
     for (const [msgId, cell] of this._marked()) {
       if (markOf(cell)?.kernel === kernel.id && this._owed.delete(msgId)) {
@@ -121,6 +127,9 @@ export class UnfinishedCells {
       if (reply.status === 'ok') {
         model.executionCount = reply.execution_count;
         this._clear(msgId);
+      } else {
+        this._owed.add(msgId);
+        setTimeout(() => this._resume(kernel), ASK_AGAIN_AFTER_MS);
       }
     } catch {
       // The connection was lost again, or the cell is run anew.

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -33,8 +32,8 @@ class Cluster:
 
     def gateway(self) -> dict[str, str]:
         """What a Jupyter server has to know of the gateway, in the environment that it reads."""
-        url, token = re.search(r"gateway\S* (http\S+).*token (\S+)", self.log.read_text(), re.S).groups()
-        return {"JUPYTER_GATEWAY_URL": url, "JUPYTER_GATEWAY_AUTH_TOKEN": token}
+        access = json.loads(self.credentials("jupyter").read_text())
+        return {"JUPYTER_GATEWAY_URL": access["url"], "JUPYTER_GATEWAY_AUTH_TOKEN": access["token"]}
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of a verb."""
@@ -60,10 +59,12 @@ class Cluster:
         return roles["executor"]
 
     def lose_executor(self, kernel: str) -> str:
-        """Kills the node that runs a kernel's cells, and says which one it was."""
-        node = self.executor(kernel)
-        subprocess.run(self.command("kill", node, "--yes"), check=True, capture_output=True)
-        return node
+        """Kills the node that runs a kernel's cells, and says which one it was once it is gone."""
+        lost = self.executor(kernel)
+        (pid,) = (node["pid"] for node in self.ask("nodes")["nodes"] if node["node"] == lost)
+        self.ask("kill", lost, "--yes")
+        self._wait(lambda: not Path(f"/proc/{pid}").exists(), f"{lost} is gone", STOP_S)
+        return lost
 
     def stop(self) -> None:
         """Ends it as Ctrl+C does."""

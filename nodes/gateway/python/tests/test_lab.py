@@ -154,8 +154,8 @@ def test_a_page_that_is_closed_in_a_cell_shows_all_of_it_when_it_is_opened_again
     start_and_leave(notebook)
     notebook.page.wait_for_timeout(1000)
     notebook.come_back()
-    expect(notebook.prompt(0)).to_have_text("[*]:")
     expect(notebook.outputs(0).first).to_contain_text("line 50")
+    expect(notebook.prompt(0)).to_have_text("[*]:")
     notebook.shoot("reopened")
     witness.let_end()
     notebook.wait_for_end(0)
@@ -185,7 +185,8 @@ def test_a_cell_whose_executor_is_lost_says_so(open_notebook, callboard, witness
     notebook.start(1)
     expect(notebook.outputs(1).first).to_contain_text("line 5")
     callboard.lose_executor(notebook.kernel())
-    notebook.wait_for_end(1)
+    expect(notebook.prompt(1)).to_have_text("[ ]:")
+    expect(notebook.outputs(1).last).to_contain_text("executor lost")
     notebook.shoot("interrupted")
     assert notebook.run(2) == "7"
     assert witness.executions == ["long"]
