@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from callboard.client import Cursor, Message, Outputs, connect
 
@@ -42,7 +43,9 @@ def run(cluster, kernel, code, **options):
             text = "".join(message.content["text"] for message in messages if message.type == "stream")
             return text, cell
 
-    return asyncio.run(asyncio.wait_for(main(), 60))
+    # Playwright, if it has run before, keeps an event loop in this thread.
+    with ThreadPoolExecutor(1) as other_thread:
+        return other_thread.submit(asyncio.run, asyncio.wait_for(main(), 60)).result()
 
 
 def test_a_cell_runs_once_however_often_it_is_asked_for(cluster):
