@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 CARGO_TARGET_DIR ?= target
 CALLBOARD := $(CARGO_TARGET_DIR)/debug/callboard
 
-.PHONY: help tools setup build demo test lint test-rust test-python acceptance
+.PHONY: help tools setup build demo test lint test-rust test-python lab test-lab acceptance
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -37,6 +37,12 @@ test-rust: build ## Rust tests
 test-python: setup ## Tests of the Python package inside a kernel
 	@$(PYTHON) -m pytest -q actors/kernel/python/tests chaos/checker
 	@CALLBOARD_TEST_ZYGOTE=1 $(PYTHON) -m pytest -q actors/kernel/python/tests
+
+lab: ## JupyterLab with Callboard's extension and package, in .venv-lab
+	@scripts/build-lab
+
+test-lab: build ## Tests of the front-ends: JupyterLab in a browser, clients, guides
+	@scripts/test-lab
 
 acceptance: setup ## The long lines: model, crash seeds, fsync trace, chaos, soak, speed (three hours)
 	@scripts/acceptance
