@@ -73,6 +73,8 @@ enum Need {
 struct Request {
     number: u64,
     channel: Channel,
+    /// Where its reply is expected.
+    asked_on: Channel,
     header: Bytes,
     msg_type: String,
     need: Need,
@@ -237,6 +239,12 @@ impl Channels {
             return Ok(());
         }
         let need = need(message.channel, &header);
+        let asked_on = message.channel;
+        let mut message = message;
+        if header.msg_type == "kernel_info_request" {
+            // What a kernel is does not depend on the cell that runs: its control channel answers at once.
+            message.channel = Channel::Control;
+        }
         if need == Need::Order {
             let parent = message.header.clone();
             let cell =
@@ -250,6 +258,7 @@ impl Channels {
             Request {
                 number: self.requests_ever,
                 channel: message.channel,
+                asked_on,
                 header: message.header.clone(),
                 msg_type: header.msg_type,
                 need,
@@ -538,7 +547,7 @@ impl Channels {
     fn fail(&mut self, msg_id: &str, why: &str) {
         self.cells.remove(msg_id);
         if let Some(request) = self.requests.remove(msg_id) {
-            self.say_failed(&request.header, request.channel, &request.msg_type, why);
+            self.say_failed(&request.header, request.asked_on, &request.msg_type, why);
         }
     }
 
@@ -678,7 +687,8 @@ impl Channels {
                     if self.is_mine(&parent) {
                         self.deliver(message);
                     }
-                } else if self.requests.remove(&parent.msg_id).is_some() {
+                } else if let Some(request) = self.requests.remove(&parent.msg_id) {
+                    let message = JupyterMessage { channel: request.asked_on, ..message };
                     self.deliver(with_callboard(message));
                 }
             }

@@ -21,7 +21,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use crate::{auth::Caller, errors::ApiError, specs, state::GatewayState};
+use crate::{
+    auth::Caller,
+    errors::ApiError,
+    paths::{Id, OutputOf},
+    specs,
+    state::GatewayState,
+};
 
 /// How long a start is held open: clients give up after 42 s and do not ask again.
 const START_WITHIN: Duration = Duration::from_secs(38);
@@ -169,9 +175,9 @@ pub(crate) async fn start_one(
 pub(crate) async fn show(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     let model = KernelModel::asked(&state, &state.client_of(&caller), &spec, None).await;
     Ok(HttpResponse::Ok().json(model))
 }
@@ -180,9 +186,9 @@ pub(crate) async fn show(
 pub(crate) async fn stop(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     caller.may_change()?;
     stop_one(&state, &spec).await?;
     Ok(HttpResponse::NoContent().finish())
@@ -197,9 +203,9 @@ pub(crate) async fn stop_one(state: &GatewayState, spec: &KernelSpec) -> Result<
 pub(crate) async fn interrupt(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     caller.may_change()?;
     let client = state.client.clone().for_owner(spec.owner.clone());
     own::interrupt(&client.kernel(spec.kernel)).await?;
@@ -210,9 +216,9 @@ pub(crate) async fn interrupt(
 pub(crate) async fn restart(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     caller.may_change()?;
     let client = state.client.clone().for_owner(spec.owner.clone());
     client.kernel(spec.kernel).restart().await?;
@@ -225,12 +231,11 @@ pub(crate) async fn restart(
 pub(crate) async fn output(
     state: web::Data<GatewayState>,
     caller: Caller,
-    path: web::Path<(String, String)>,
+    path: web::Path<OutputOf>,
 ) -> Result<HttpResponse, ApiError> {
-    let (id, cursor) = path.into_inner();
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     let cursor: OutputCursor =
-        cursor.parse().map_err(|error| ApiError::bad_request(format!("{error}")))?;
+        path.cursor.parse().map_err(|error| ApiError::bad_request(format!("{error}")))?;
     let before = OutputCursor { number: cursor.number.saturating_sub(1), ..cursor };
     let kernel = state.client.clone().for_owner(spec.owner.clone()).kernel(spec.kernel);
     let outputs = kernel.outputs(before).await?.outputs;

@@ -14,6 +14,7 @@ mod kernels;
 mod large;
 mod metrics;
 mod options;
+mod paths;
 mod server;
 mod sessions;
 mod specs;

@@ -17,6 +17,7 @@ use crate::{
     auth::Caller,
     errors::ApiError,
     kernels::{self, KernelModel, StartBody, parse_body},
+    paths::Id,
     specs,
     state::GatewayState,
 };
@@ -119,9 +120,9 @@ pub(crate) async fn list(
 pub(crate) async fn one(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, ApiError> {
-    let (session, _) = find(&state, &caller, &id).await?;
+    let (session, _) = find(&state, &caller, &path.id).await?;
     Ok(HttpResponse::Ok().json(session))
 }
 
@@ -183,12 +184,12 @@ async fn kernel_for(
 pub(crate) async fn change(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
     body: web::Bytes,
 ) -> Result<HttpResponse, ApiError> {
     caller.may_change()?;
     let body: SessionBody = parse_body(&body)?;
-    let (mut session, before) = find(&state, &caller, &id).await?;
+    let (mut session, before) = find(&state, &caller, &path.id).await?;
     session.path = body.path.unwrap_or(session.path);
     session.name = body.name.unwrap_or(session.name);
     session.kind = body.kind.unwrap_or(session.kind);
@@ -212,10 +213,10 @@ pub(crate) async fn change(
 pub(crate) async fn end(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, ApiError> {
     caller.may_change()?;
-    let (_, spec) = find(&state, &caller, &id).await?;
+    let (_, spec) = find(&state, &caller, &path.id).await?;
     kernels::stop_one(&state, &spec).await?;
     Ok(HttpResponse::NoContent().finish())
 }

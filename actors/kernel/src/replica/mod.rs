@@ -371,8 +371,9 @@ impl ReplicaState {
                     self.chunk_keeper.look();
                 }
                 if matches!(output, Applied::Restarted { .. }) && self.group.is_leader() {
-                    let restarting = aborted::status(self.args.spec.kernel, "restarting");
-                    self.publisher.emitted(&restarting, None);
+                    // Not `restarting`: front-ends take that for a kernel that died.
+                    let starting = aborted::status(self.args.spec.kernel, "starting");
+                    self.publisher.emitted(&starting, None);
                 }
                 if let Applied::Completed(end) = &output {
                     self.grant_wish(end.seq);
