@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 CARGO_TARGET_DIR ?= target
 CALLBOARD := $(CARGO_TARGET_DIR)/debug/callboard
 
-.PHONY: help tools setup build demo test lint test-rust test-python test-gateway fuzz acceptance
+.PHONY: help tools setup build demo test lint test-rust test-python test-gateway lab test-lab fuzz acceptance
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -44,6 +44,12 @@ test-gateway: build ## Tests of the gateway: OpenAPI, Kernel Gateway's tests, ba
 
 fuzz: tools ## Fuzz every parser that reads what strangers send, each for FUZZ_SECONDS (600)
 	@scripts/fuzz
+
+lab: ## JupyterLab with Callboard's extension and package, in .venv-lab
+	@scripts/build-lab
+
+test-lab: build ## Tests of the front-ends: JupyterLab in a browser, clients, guides
+	@scripts/test-lab
 
 acceptance: setup ## The long lines: model, crash seeds, fsync trace, chaos, soak, speed (three hours)
 	@scripts/acceptance

@@ -255,6 +255,7 @@ async fn respond(context: &Context, message: &Message) {
         "recover_kernel" => {
             serve(bus, message, |it| recover::recover_kernel(context, envelope, it)).await
         }
+        "label_kernel" => serve(bus, message, |it| handlers::label_kernel(context, it)).await,
         "note_needs" => serve(bus, message, |it| handlers::note_needs(context, it)).await,
         "add_user" => serve(bus, message, |it| users::add_user(context, envelope, it)).await,
         "remove_user" => serve(bus, message, |it| users::remove_user(context, envelope, it)).await,
@@ -291,7 +292,7 @@ async fn serve<Req: DeserializeOwned, Rep: Serialize + Send>(
 fn unknown_verb(verb: &str) -> Fault {
     let text = format!(
         "the control actor has no verb '{verb}': use start_kernel, stop_kernel, list_kernels, \
-         find_kernel, list_nodes, register_node, member_changed, recover_kernel, note_needs, \
+         find_kernel, list_nodes, register_node, member_changed, recover_kernel, note_needs, label_kernel, \
          add_user, remove_user, add_token, revoke_token or list_users (see docs/protocol.md)"
     );
     Fault::new(FaultCode::BadRequest, text)

@@ -28,10 +28,10 @@ pub const KERNELS_PER_OWNER_MAX: usize = 10_000;
 pub const TOMBSTONES_MAX: usize = 100_000;
 /// Stopped kernels whose last entry is kept for whoever asks again.
 const LAST_SPECS_MAX: usize = 256;
-/// Newest format of commands and snapshots that is read here: users came with the second. A snapshot
+/// Newest format of commands and snapshots that is read here: users and labels came with the second. A snapshot
 /// says which one it needs, so that a reader of an older one refuses it and loses nothing.
 pub const FORMAT: u16 = 2;
-/// The format that knew no users. What holds none is written in it.
+/// The format that knew neither. What holds none is written in it.
 const FORMAT_WITHOUT_USERS: u16 = 1;
 
 /// A node that belongs to the cluster.
@@ -195,6 +195,7 @@ impl Machine for DesiredState {
             }
             Command::MemberRecovered { kernel, replica } => self.member_recovered(kernel, replica),
             Command::NoteNeeds { kernel, needs } => self.note_needs(kernel, needs),
+            Command::LabelKernel { kernel, labels } => self.label_kernel(kernel, labels),
             Command::AddUser { user, role } => self.add_user(user, role),
             Command::RemoveUser { user } => self.remove_user(user),
             Command::AddToken { user, id, entry } => self.add_token(user, id, entry),
@@ -207,7 +208,9 @@ impl Machine for DesiredState {
     }
 
     fn snapshot(&self) -> Vec<u8> {
-        let format = if self.users.is_untouched() { FORMAT_WITHOUT_USERS } else { FORMAT };
+        let is_plain =
+            self.users.is_untouched() && self.kernels.values().all(|spec| spec.labels.is_empty());
+        let format = if is_plain { FORMAT_WITHOUT_USERS } else { FORMAT };
         // Writing plain data to memory cannot fail.
         rmp_serde::to_vec_named(&(format, self)).unwrap_or_default()
     }

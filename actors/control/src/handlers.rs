@@ -9,8 +9,8 @@ use callboard_policy::{
 use callboard_protocol::{
     Envelope, Epoch, Fault, FaultCode, NodeId,
     control::{
-        FindKernel, HeldRepair, KernelList, KernelSpec, ListKernels, MemberChange, MemberChanged,
-        NodeHealth, NodeList, NoteNeeds, StartKernel, StopKernel,
+        FindKernel, HeldRepair, KernelList, KernelSpec, LabelKernel, ListKernels, MemberChange,
+        MemberChanged, NodeHealth, NodeList, NoteNeeds, StartKernel, StopKernel,
     },
 };
 use callboard_replicated::ProposeError;
@@ -20,7 +20,8 @@ use crate::{
     desired::{Command, Outcome},
     find::find_kernel,
     listing,
-    request::{RegisterNode, Registered, check_start},
+    request::{RegisterNode, Registered, check_labels, check_start},
+    users,
     view::{cluster_view, node_list},
 };
 
@@ -152,6 +153,25 @@ pub(crate) async fn register_node(
             }
             Ok(Registered { member: entry.member })
         }
+        outcome => Err(unexpected(outcome)),
+    }
+}
+
+/// Notes what front-ends say of a kernel of theirs.
+pub(crate) async fn label_kernel(
+    context: &Context,
+    request: LabelKernel,
+) -> Result<KernelSpec, Fault> {
+    let LabelKernel { kernel, labels } = request;
+    check_labels(&labels)?;
+    let args = &context.args;
+    users::read_by_all(&args.group.members(), &args.nodes.borrow(), &args.node)?;
+    match propose(context, Command::LabelKernel { kernel, labels }).await? {
+        Outcome::Kernel(spec) => {
+            context.announce_kernel(kernel, "labelled", &spec.labels).await;
+            Ok(spec)
+        }
+        Outcome::AlreadySo(spec) => Ok(spec),
         outcome => Err(unexpected(outcome)),
     }
 }

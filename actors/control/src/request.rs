@@ -1,5 +1,7 @@
 //! What is asked of the control plane, checked before anything is done.
 
+use std::collections::BTreeMap;
+
 use callboard_protocol::{
     DiskId, Fault, FaultCode, KernelId, NodeId, ReplicaId, control::StartKernel, ids::is_token,
     users::TokenEntry,
@@ -14,6 +16,9 @@ const PATH_LENGTH_MAX: usize = 4_096;
 const DIGEST_LENGTH: usize = 64;
 /// Longest label of an access token in bytes: a column of a table, not a text.
 const LABEL_LENGTH_MAX: usize = 100;
+/// Labels of one kernel, and their bytes together: every node has them in memory.
+const LABELS_MAX: usize = 16;
+const LABELS_BYTES_MAX: usize = 4 << 10;
 /// How many replicas a kernel may have: odd, as an even one adds no safety.
 const REPLICA_COUNTS: [u8; 3] = [1, 3, 5];
 
@@ -65,6 +70,20 @@ pub(crate) fn check_start(request: &StartKernel) -> Result<(), Fault> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether these labels may be kept with a kernel.
+pub(crate) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Fault> {
+    let bytes: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let are_names = labels.keys().all(|key| is_token(key));
+    if labels.len() > LABELS_MAX || bytes > LABELS_BYTES_MAX || !are_names {
+        let text = format!(
+            "a kernel has at most {LABELS_MAX} labels of {LABELS_BYTES_MAX} bytes together, with \
+             names of letters, digits, '-' and '_': shorten them"
+        );
+        return Err(Fault::new(FaultCode::BadRequest, text));
+    }
+    Ok(())
 }
 
 /// Whether a token may be kept like this.

@@ -110,7 +110,7 @@ fn described(change: &UserChange, entry: &UserEntry) -> (&'static str, String) {
 /// those would stop the control plane. So none is written while such a member may be there. Nodes do
 /// not go back to an older version, so what was heard of one stays true; one that is gone counts for
 /// nothing now, and stops alone if it comes back as it was (ADR 020).
-fn read_by_all(members: &Members, view: &NodesView, me: &NodeId) -> Result<(), Fault> {
+pub(crate) fn read_by_all(members: &Members, view: &NodesView, me: &NodeId) -> Result<(), Fault> {
     let nodes = members.voters.values().chain(members.learners.values());
     for node in nodes.filter(|node| *node != me) {
         let seen = view.nodes.get(node);

@@ -59,6 +59,9 @@ const FOLLOWED_MAX: usize = 100;
 /// Messages for the front-end before no more should be taken from it.
 const READY_MAX: usize = 1_000;
 
+/// What is said of a cell whose executor said that it completed, and whose reply is nowhere.
+const REPLY_LOST: &str = "the cell ran, but its reply is lost with its executor: what it changed may be \
+                          lost, too. Look at its variables before you run it again";
 /// What asks for a cell's outputs.
 const OUTPUTS_REQUEST: &str = "callboard_outputs_request";
 
@@ -77,6 +80,8 @@ enum Need {
 struct Request {
     number: u64,
     channel: Channel,
+    /// Where its reply is expected.
+    asked_on: Channel,
     header: Bytes,
     msg_type: String,
     need: Need,
@@ -144,6 +149,9 @@ pub struct Channels {
     fetch_at: Instant,
     requests: HashMap<String, Request>,
     requests_ever: u64,
+    /// When something is due that was planned, and whether that may be otherwise by now.
+    wake: Option<Instant>,
+    has_news: bool,
     cells: HashMap<String, Cell>,
     term: Term,
     /// Outputs up to here were seen by the front-end before it went away.
@@ -187,6 +195,8 @@ impl Channels {
             fetch_at: Instant::now(),
             requests: HashMap::new(),
             requests_ever: 0,
+            wake: None,
+            has_news: true,
             cells: HashMap::new(),
             term: Term::default(),
             acknowledged: None,
@@ -234,8 +244,8 @@ impl Channels {
         if !header.session.is_empty() && self.sessions.len() < SESSIONS_MAX {
             self.sessions.insert(header.session.clone());
         }
-        let bytes: usize = self.requests.values().map(|request| request.frame.len()).sum();
-        if self.requests.len() >= REQUESTS_MAX || bytes >= REQUESTS_BYTES_MAX {
+        let bytes = || self.requests.values().map(|request| request.frame.len()).sum::<usize>();
+        if self.requests.len() >= REQUESTS_MAX || bytes() >= REQUESTS_BYTES_MAX {
             self.refuse(
                 &message,
                 "too many requests wait for this kernel: wait until some have ended",
@@ -246,12 +256,19 @@ impl Channels {
             return Ok(());
         }
         let need = need(message.channel, &header);
+        let asked_on = message.channel;
+        let mut message = message;
+        if header.msg_type == "kernel_info_request" {
+            // What a kernel is does not depend on the cell that runs: its control channel answers at once.
+            message.channel = Channel::Control;
+        }
         if need == Need::Order {
             let parent = message.header.clone();
             let cell =
                 Cell { parent, is_idle: false, has_reply: header.msg_type != "execute_request" };
             self.cells.insert(header.msg_id.clone(), cell);
         }
+        self.has_news = true;
         self.requests_ever += 1;
         let now = Instant::now();
         self.requests.insert(
@@ -259,6 +276,7 @@ impl Channels {
             Request {
                 number: self.requests_ever,
                 channel: message.channel,
+                asked_on,
                 header: message.header.clone(),
                 msg_type: header.msg_type,
                 need,
@@ -292,6 +310,7 @@ impl Channels {
     /// kernel's log what was said meanwhile: for a front-end that does not take what it is sent.
     pub fn pause(&mut self) {
         if self.events.take().is_some() {
+            self.has_news = true;
             self.is_subscribing = false;
             self.stream.fall_behind();
             self.remind();
@@ -330,8 +349,12 @@ impl Channels {
     }
 
     async fn step(&mut self) -> Result<(), Fault> {
-        self.plan();
-        let wake = self.wake_at();
+        // Often nothing has happened: the wait before was given up for a message that was refused.
+        if std::mem::take(&mut self.has_news) || self.wake.is_some_and(|at| at <= Instant::now()) {
+            self.plan();
+            self.wake = self.wake_at();
+        }
+        let wake = self.wake;
         tokio::select! {
             biased;
             message = next_event(&mut self.events) => match message {
@@ -345,6 +368,7 @@ impl Channels {
             Ok(()) = self.health.changed() => self.on_health(),
             () = at(wake) => {}
         }
+        self.has_news = true;
         Ok(())
     }
 
@@ -596,7 +620,7 @@ impl Channels {
     fn fail(&mut self, msg_id: &str, why: &str) {
         self.cells.remove(msg_id);
         if let Some(request) = self.requests.remove(msg_id) {
-            self.say_failed(&request.header, request.channel, &request.msg_type, why);
+            self.say_failed(&request.header, request.asked_on, &request.msg_type, why);
         }
     }
 
@@ -740,7 +764,8 @@ impl Channels {
                     if self.is_mine(&parent) {
                         self.deliver(message);
                     }
-                } else if self.requests.remove(&parent.msg_id).is_some() {
+                } else if let Some(request) = self.requests.remove(&parent.msg_id) {
+                    let message = JupyterMessage { channel: request.asked_on, ..message };
                     self.deliver(with_callboard(message));
                 }
             }
@@ -815,10 +840,15 @@ impl Channels {
         let header = serde_json::from_slice::<Header>(&cell.parent).ok();
         let is_mine = request.is_some() || header.as_ref().is_some_and(|it| self.is_mine(it));
         let mut messages = Vec::new();
-        if let CellOutcome::Interrupted { cause } = &end.outcome {
-            messages.push(said.error(cause));
+        let lost = match &end.outcome {
+            CellOutcome::Interrupted { cause } => Some(cause.as_str()),
+            // It is not in the log, or is not kept there any more.
+            CellOutcome::Completed => (!cell.has_reply).then_some(REPLY_LOST),
+        };
+        if let Some(why) = lost {
+            messages.push(said.error(why));
             if is_mine && !cell.has_reply {
-                messages.push(said.failed(Channel::Shell, "execute_request", cause));
+                messages.push(said.failed(Channel::Shell, "execute_request", why));
             }
         }
         if !cell.is_idle {

@@ -1,12 +1,12 @@
 //! The control plane's verbs, asked again until a leader answers: all of them are idempotent.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use callboard_protocol::{
     ActorKind, Fault, FaultCode, KernelId, NodeId, Subject,
     control::{
-        FindKernel, KernelList, KernelSpec, ListKernels, NodeList, RecoverKernel, RecoveryPlan,
-        StartKernel, StopKernel,
+        FindKernel, KernelList, KernelSpec, LabelKernel, ListKernels, NodeList, RecoverKernel,
+        RecoveryPlan, StartKernel, StopKernel,
     },
     node::Kill,
     storage::{NodeStorage, Purge, Purged},
@@ -74,6 +74,18 @@ impl ControlClient {
             Subject::actor(self.client.cluster(), ActorKind::Control, "main", "recover_kernel");
         let envelope = self.client.envelope();
         ask(self.client.bus().as_ref(), &subject, &envelope, request, RECOVER_DEADLINE).await
+    }
+
+    /// Replaces what front-ends note about a kernel.
+    ///
+    /// # Errors
+    /// As [`Self::start_kernel`].
+    pub async fn label_kernel(
+        &self,
+        kernel: KernelId,
+        labels: BTreeMap<String, String>,
+    ) -> Result<KernelSpec, Fault> {
+        self.verb("label_kernel", &LabelKernel { kernel, labels }).await
     }
 
     /// Every kernel that should exist.

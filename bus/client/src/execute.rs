@@ -113,6 +113,7 @@ pub struct Execution {
     not_before: Instant,
     send_at: Instant,
     check_exists: bool,
+    has_asked_again: bool,
     notice: Option<String>,
     finished: bool,
 }
@@ -146,6 +147,7 @@ impl Execution {
             not_before: now,
             send_at: now,
             check_exists: false,
+            has_asked_again: false,
             notice: None,
             finished: false,
             msg_id,
@@ -408,6 +410,14 @@ impl Execution {
             .is_some_and(|end| self.ledger.missing_until(end.last_output).is_none());
         if ended {
             self.ledger.finish();
+            let last = self.end.as_ref().and_then(|end| end.last_output);
+            if self.resend.is_some() && !self.has_asked_again && self.ledger.has_lost(last) {
+                // The log alone knows how the cell ended: perhaps not as its executor said.
+                self.has_asked_again = true;
+                self.end = None;
+                self.send_at = Instant::now();
+                return;
+            }
         }
         while let Some((message, place)) = self.ledger.pop() {
             self.ready.push_back(ExecuteEvent::Output(message, place));

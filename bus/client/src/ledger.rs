@@ -31,6 +31,8 @@ pub struct Ledger {
     mark: Option<OutputCursor>,
     held: BTreeMap<OutputCursor, (JupyterMessage, OutputPlace)>,
     shown: VecDeque<Shown>,
+    /// The last of the cell's own that was shown.
+    last_shown: Option<OutputCursor>,
     expired: bool,
 }
 
@@ -40,7 +42,7 @@ impl Ledger {
     #[must_use]
     pub fn new(msg_id: String, mark: Option<OutputCursor>) -> Self {
         let (held, shown) = (BTreeMap::new(), VecDeque::new());
-        Self { msg_id, cell: None, mark, held, shown, expired: false }
+        Self { msg_id, cell: None, mark, held, shown, last_shown: None, expired: false }
     }
 
     /// The cell got its place in the kernel's order.
@@ -98,6 +100,13 @@ impl Ledger {
         (self.mark < Some(last)).then(|| self.since(last.term))
     }
 
+    /// Whether the cell's output at `last` was passed by: its executor said so and was lost before
+    /// the log had it.
+    #[must_use]
+    pub fn has_lost(&self, last: Option<OutputCursor>) -> bool {
+        self.last_shown < last
+    }
+
     /// Shows what is still held back: the log holds nothing that belongs before it.
     pub fn finish(&mut self) {
         for (_, (message, place)) in std::mem::take(&mut self.held) {
@@ -127,6 +136,7 @@ impl Ledger {
     fn advance(&mut self, place: OutputPlace, message: JupyterMessage) {
         self.mark = self.mark.max(Some(place.cursor));
         if self.is_ours(&place, &message) {
+            self.last_shown = Some(place.cursor);
             self.shown.push_back((message, place));
         }
     }

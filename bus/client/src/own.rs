@@ -95,7 +95,7 @@ pub(crate) async fn answer(
     own: Own,
     took_over: Option<TookOver>,
 ) -> Vec<JupyterMessage> {
-    let result = match own {
+    let result = match &own {
         Own::Interrupt => interrupt(&kernel).await.map(|()| json!({ "status": "ok" })),
         Own::Shutdown { restart: true } => {
             kernel.restart().await.map(|()| json!({ "status": "ok", "restart": true }))
@@ -112,6 +112,10 @@ pub(crate) async fn answer(
         Ok(content) => said.reply(request.channel, &header.msg_type, &content),
         Err(fault) => said.failed(request.channel, &header.msg_type, &fault.message),
     };
+    if own == Own::Status {
+        // Asked now and then, by nobody who waits for the kernel.
+        return vec![reply];
+    }
     vec![said.status("busy"), reply, said.status("idle")]
 }
 

@@ -14,9 +14,9 @@ use callboard_protocol::{
 
 /// Events that wait behind a missing output. What comes after them is read from the log.
 const WAITING_MAX: usize = 10_000;
-/// Complete readings of the log without the missing output after which it is given up: its
-/// executor was lost before it could log it.
-const FRUITLESS_MAX: u32 = 20;
+/// Complete readings of the log without the missing output after which it is given up, though nothing says
+/// that its executor is lost: with the pause of [`crate::Channels`], a minute.
+const FRUITLESS_MAX: u32 = 240;
 
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +117,8 @@ impl Stream {
         self.behind = false;
         self.enter_next_term();
         self.fruitless = if self.mark == before { self.fruitless + 1 } else { 0 };
-        if self.fruitless > 0
+        // Whoever leads may be a moment behind the executor that has the next term.
+        if self.fruitless > 1
             && let Some(gate) = self.gate()
             && (self.fruitless >= FRUITLESS_MAX || self.is_past_hope(gate))
         {
@@ -198,9 +199,11 @@ impl Stream {
     fn is_past_hope(&self, gate: OutputCursor) -> bool {
         self.waiting.iter().any(|it| match it {
             Waiting::End(end) => {
-                end.term == gate.term && matches!(end.outcome, CellOutcome::Interrupted { .. })
+                let is_lost = matches!(end.outcome, CellOutcome::Interrupted { .. });
+                end.term > gate.term || (end.term == gate.term && is_lost)
             }
-            _ => false,
+            Waiting::Output(place, _) => place.cursor.term > gate.term,
+            Waiting::Passing(..) | Waiting::Logged(_) => false,
         })
     }
 

@@ -7,7 +7,7 @@ mod fake;
 use std::time::Duration;
 
 use callboard_client::{ExecuteOptions, Execution};
-use callboard_protocol::{Certainty, Fault, FaultCode};
+use callboard_protocol::{Certainty, Fault, FaultCode, kernel::CellOutcome};
 use fake::{Fake, Script, Seen, follow};
 
 fn cell(fake: &Fake, id: &str) -> Execution {
@@ -133,6 +133,16 @@ async fn a_log_that_lost_every_output_still_lets_the_cell_end() {
     let fake = Fake::start(Script { unannounced, expired_to: 9, ..Script::default() }).await;
     let seen = follow(cell(&fake, "m1")).await;
     assert!(seen.texts.is_empty() && seen.end.is_some(), "{seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cell_whose_end_was_said_and_lost_ends_as_the_log_has_it() {
+    let script = Script { unannounced: [4].into(), loses_executor: true, ..Script::default() };
+    let fake = Fake::start(script).await;
+    let seen = follow(cell(&fake, "m1")).await;
+    assert_eq!(seen.texts, ["a", "b"]);
+    let outcome = seen.end.unwrap().outcome;
+    assert!(matches!(outcome, CellOutcome::Interrupted { .. }), "{outcome:?}");
 }
 
 #[tokio::test(start_paused = true)]

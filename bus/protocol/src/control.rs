@@ -127,6 +127,15 @@ pub struct StopKernel {
     pub kernel: KernelId,
 }
 
+/// Replaces what front-ends note about a kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelKernel {
+    /// Which.
+    pub kernel: KernelId,
+    /// The labels: at most 16, with 4 KiB together.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// Asks for one kernel's entry, by id, name, or unambiguous start of an id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FindKernel {
@@ -190,6 +199,9 @@ pub struct KernelSpec {
     /// What its session needs of a node's Python environment, once it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needs: Option<Environment>,
+    /// What front-ends note about it, such as the notebook it belongs to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 fn is_first(generation: &u64) -> bool {

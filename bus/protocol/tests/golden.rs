@@ -224,6 +224,7 @@ fn control_messages_keep_their_first_version() {
         origin: None,
         settings: KernelSettings::default(),
         needs: None,
+        labels: BTreeMap::new(),
         options: KernelOptions::default(),
     };
     let list = KernelList { kernels: vec![spec.clone()], next: None, hint: None };

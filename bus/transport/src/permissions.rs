@@ -87,7 +87,7 @@ impl Role {
             "control.*.find_kernel",
             "control.*.list_kernels",
         ];
-        const GATEWAY: [&str; 8] = [
+        const GATEWAY: [&str; 9] = [
             "kernel.*.log",
             "kernel.*.checkpoint",
             "kernel.*.restart",
@@ -95,6 +95,7 @@ impl Role {
             "control.*.stop_kernel",
             "control.*.list_nodes",
             "control.*.list_users",
+            "control.*.label_kernel",
             "evt.control.main.audited",
         ];
         match self {

@@ -10,6 +10,7 @@ mod founding;
 mod joining;
 mod keeper;
 mod kernel_replicas;
+mod memory;
 mod node;
 mod node_actor;
 mod python;
@@ -25,6 +26,7 @@ pub use data_dir::{
 };
 pub use error::NodeError;
 pub use founding::{FoundingDecision, FoundingStage, FoundingStatus, decide};
+pub use memory::use_few_arenas;
 pub use node::{NodeParts, NodeServices, RunningNode};
 pub use node_actor::Crash;
 pub use python::check_python;

@@ -35,6 +35,7 @@ use crate::{
     data_dir::{DataDir, MachineId, host_name},
     error::NodeError,
     kernel_replicas::KernelReplicas,
+    memory,
     node::{NodeParts, NodeServices, RunningNode},
     node_actor::Crash,
     python::{Installed, check_python},
@@ -157,7 +158,8 @@ pub async fn run_node(options: NodeOptions) -> Result<ExitReason, NodeError> {
     let reason = match running {
         Ok(running) => {
             tracing::info!(node = %options.node, "the node is at work");
-            tokio::select! {
+            let trimming = tokio::spawn(memory::give_back());
+            let reason = tokio::select! {
                 cause = &mut stop => {
                     tracing::info!(cause, "stopping");
                     running.stop().await;
@@ -168,7 +170,9 @@ pub async fn run_node(options: NodeOptions) -> Result<ExitReason, NodeError> {
                     running.crash().await;
                     Ok(ExitReason::RestartNeeded(why))
                 }
-            }
+            };
+            trimming.abort();
+            reason
         }
         Err(error) => Err(error),
     };

@@ -40,6 +40,9 @@ use crate::{
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if matches!(cli.verb, Verb::Node(_)) {
+        callboard_agent::use_few_arenas();
+    }
     match start(cli) {
         Ok(exit) => exit.into(),
         Err(Failure { exit: Exit::Ok, .. }) => Exit::Ok.into(),

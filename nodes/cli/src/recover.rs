@@ -95,6 +95,7 @@ mod tests {
             origin: None,
             settings: Default::default(),
             needs: None,
+            labels: std::collections::BTreeMap::new(),
             options: Default::default(),
         };
         let (accepted, completed) = (Seq(8), Seq(7));

@@ -20,7 +20,13 @@ use callboard_protocol::{
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
-use crate::{auth::Caller, errors::ApiError, specs, state::GatewayState};
+use crate::{
+    auth::Caller,
+    errors::ApiError,
+    paths::{Id, OutputOf},
+    specs,
+    state::GatewayState,
+};
 
 /// How long a start is held open: clients give up after 42 s and do not ask again.
 const START_WITHIN: Duration = Duration::from_secs(38);
@@ -44,7 +50,7 @@ pub(crate) struct KernelModel {
 #[serde(default)]
 pub(crate) struct StartBody {
     pub(crate) name: Option<String>,
-    env: BTreeMap<String, String>,
+    pub(crate) env: BTreeMap<String, String>,
 }
 
 impl KernelModel {
@@ -168,9 +174,9 @@ pub(crate) async fn start_one(
 pub(crate) async fn show(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     let model = KernelModel::asked(&state, &state.client_of(&caller), &spec, None).await;
     Ok(HttpResponse::Ok().json(model))
 }
@@ -179,9 +185,9 @@ pub(crate) async fn show(
 pub(crate) async fn stop(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     caller.may_change()?;
     stop_one(&state, &spec).await?;
     Ok(HttpResponse::NoContent().finish())
@@ -196,9 +202,9 @@ pub(crate) async fn stop_one(state: &GatewayState, spec: &KernelSpec) -> Result<
 pub(crate) async fn interrupt(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     caller.may_change()?;
     let client = state.client.clone().for_owner(spec.owner.clone());
     own::interrupt(&client.kernel(spec.kernel)).await?;
@@ -209,9 +215,9 @@ pub(crate) async fn interrupt(
 pub(crate) async fn restart(
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     caller.may_change()?;
     let client = state.client.clone().for_owner(spec.owner.clone());
     client.kernel(spec.kernel).restart().await?;
@@ -224,12 +230,11 @@ pub(crate) async fn restart(
 pub(crate) async fn output(
     state: web::Data<GatewayState>,
     caller: Caller,
-    path: web::Path<(String, String)>,
+    path: web::Path<OutputOf>,
 ) -> Result<HttpResponse, ApiError> {
-    let (id, cursor) = path.into_inner();
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     let cursor: OutputCursor =
-        cursor.parse().map_err(|error| ApiError::bad_request(format!("{error}")))?;
+        path.cursor.parse().map_err(|error| ApiError::bad_request(format!("{error}")))?;
     let before = OutputCursor { number: cursor.number.saturating_sub(1), ..cursor };
     let kernel = state.client.clone().for_owner(spec.owner.clone()).kernel(spec.kernel);
     let outputs = kernel.outputs(before).await?.outputs;

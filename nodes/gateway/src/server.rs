@@ -23,7 +23,7 @@ use crate::{
     kernels,
     metrics::Metrics,
     options::GatewayOptions,
-    specs,
+    sessions, specs,
     state::GatewayState,
     status, websocket,
 };
@@ -176,6 +176,11 @@ fn routes(scope: Scope) -> Scope {
         .service(kernels::restart)
         .service(kernels::output)
         .service(websocket::channels)
+        .service(sessions::list)
+        .service(sessions::create)
+        .service(sessions::one)
+        .service(sessions::change)
+        .service(sessions::end)
         .service(kernels::show)
         .service(kernels::stop)
         .default_service(web::to(nothing_here))

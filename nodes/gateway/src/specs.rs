@@ -3,7 +3,11 @@
 use actix_web::{HttpResponse, get, http::StatusCode, web};
 use serde_json::{Value, json};
 
-use crate::{auth::Caller, errors::ApiError};
+use crate::{
+    auth::Caller,
+    errors::ApiError,
+    paths::{File, Name},
+};
 
 /// The kernelspec that a request without a name means.
 pub(crate) const DEFAULT_SPEC: &str = "python3";
@@ -40,17 +44,17 @@ pub(crate) async fn list(_: Caller) -> HttpResponse {
 }
 
 #[get("/api/kernelspecs/{name}")]
-pub(crate) async fn one(_: Caller, name: web::Path<String>) -> Result<HttpResponse, ApiError> {
-    if exists(&name) {
+pub(crate) async fn one(_: Caller, path: web::Path<Name>) -> Result<HttpResponse, ApiError> {
+    if exists(&path.name) {
         return Ok(HttpResponse::Ok().json(python3()));
     }
-    Err(unknown(StatusCode::NOT_FOUND, &name))
+    Err(unknown(StatusCode::NOT_FOUND, &path.name))
 }
 
 /// Files of a kernelspec, which pages load without a token.
 #[get("/kernelspecs/{name}/{file}")]
-pub(crate) async fn file(path: web::Path<(String, String)>) -> Result<HttpResponse, ApiError> {
-    let (name, file) = path.into_inner();
+pub(crate) async fn file(path: web::Path<File>) -> Result<HttpResponse, ApiError> {
+    let File { name, file } = path.into_inner();
     if exists(&name) && file == "logo-svg.svg" {
         return Ok(HttpResponse::Ok().content_type("image/svg+xml").body(LOGO));
     }

@@ -31,6 +31,7 @@ use crate::{
     errors::ApiError,
     frames::{self, FrameError, V1_PROTOCOL},
     large,
+    paths::Id,
     state::GatewayState,
 };
 
@@ -71,9 +72,9 @@ pub(crate) async fn channels(
     body: web::Payload,
     state: web::Data<GatewayState>,
     caller: Caller,
-    id: web::Path<String>,
+    path: web::Path<Id>,
 ) -> Result<HttpResponse, actix_web::Error> {
-    let spec = state.find(&caller, &id).await?;
+    let spec = state.find(&caller, &path.id).await?;
     let query = web::Query::<Query>::from_query(request.query_string())
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
     let session = query.into_inner().session_id.filter(|id| !id.is_empty());

@@ -106,6 +106,13 @@ pub enum Command {
         /// What it needs now.
         needs: Environment,
     },
+    /// Front-ends note this about a kernel. Read by [`super::FORMAT`] 2 and later.
+    LabelKernel {
+        /// Which.
+        kernel: KernelId,
+        /// All of its labels.
+        labels: BTreeMap<String, String>,
+    },
     /// There should be such a user, with this role. Read by [`super::FORMAT`] 2 and later, as are
     /// all commands about users.
     AddUser {

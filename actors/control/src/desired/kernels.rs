@@ -1,5 +1,7 @@
 //! The commands about kernels.
 
+use std::collections::BTreeMap;
+
 use callboard_policy::repair::in_flight;
 use callboard_protocol::{
     DiskId, KernelId, NodeId, OwnerId, ReplicaId,
@@ -102,6 +104,7 @@ impl DesiredState {
             origin,
             settings,
             needs: None,
+            labels: BTreeMap::new(),
             options,
         };
         for (node, disk) in places {
@@ -165,6 +168,22 @@ impl DesiredState {
         }
         spec.needs = Some(needs);
         spec.version += 1;
+        Outcome::Kernel(spec.clone())
+    }
+
+    /// The version stays: no member of the kernel has to know.
+    pub(super) fn label_kernel(
+        &mut self,
+        kernel: KernelId,
+        labels: BTreeMap<String, String>,
+    ) -> Outcome {
+        let Some(spec) = self.kernels.get_mut(&kernel) else {
+            return Outcome::Refused(Refusal::NoSuchKernel { kernel });
+        };
+        if spec.labels == labels {
+            return Outcome::AlreadySo(spec.clone());
+        }
+        spec.labels = labels;
         Outcome::Kernel(spec.clone())
     }
 

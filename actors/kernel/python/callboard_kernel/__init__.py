@@ -10,9 +10,10 @@ and framing), `tracker` (one capture) with `delta` (what it sends), `restore`, `
 (which names travel together), `sharing` (what they share), `namespace` (which names count), `pickler`
 with `reducers`, `functions` and `arrays` (bytes), `fingerprint` (what need not be pickled again),
 `buffers` with `dirty` (what of large memory need not be read again), `watchdog` (what must not hang),
-`background` (what runs beside the cells), `session` and `history` (state beyond variables), `refusal` and `placeholder` (what cannot be carried),
-`live` (the running session that pickles refer to), `isolation` (whose process it is). Beside them
-`zygote`, which forks kernels, and `preload`, the libraries it has ready.
+`background` (what runs beside the cells), `session`, `history` and `sources` (state beyond variables),
+`comms` and `traits` (widgets), `protocol` (requests that ipykernel would leave unanswered), `refusal` and
+`placeholder` (what cannot be carried), `live` (the running session that pickles refer to), `isolation`
+(whose process it is). Beside them `zygote`, which forks kernels, and `preload`, the libraries it has ready.
 """
 
 PROTOCOL_VERSION = 2

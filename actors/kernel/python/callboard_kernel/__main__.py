@@ -53,8 +53,8 @@ def run() -> None:
         def log_connection_info(self) -> None:
             """The node knows the connection file; nobody reads this."""
 
-    # The history of IPython is one file in the home of the node's user, for all kernels.
-    config = Config({"HistoryManager": {"hist_file": ":memory:"}}) if ISOLATION.is_wanted else Config()
+    # A session's history travels with it. IPython's own is one file on one machine, for all kernels.
+    config = Config({"HistoryManager": {"hist_file": ":memory:"}})
     Application.launch_instance(kernel_class=CallboardKernel, config=config)
 
 

@@ -13,7 +13,7 @@ import threading
 from zmq.utils.garbage import GarbageCollectorThread
 
 # Started by libraries for themselves, and idle unless a cell runs.
-_HARMLESS = ("asyncio_", "tqdm_monitor", "ThreadPoolExecutor-", "IPythonHistorySavingThread", "pydevd.", "callboard-")
+_HARMLESS = ("asyncio_", "tqdm_monitor", "ThreadPoolExecutor-", "pydevd.", "callboard-")
 
 
 class Background:

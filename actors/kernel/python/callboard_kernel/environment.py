@@ -103,8 +103,8 @@ def _tops(modules: Iterable[str]) -> Iterable[str]:
 
 
 def _top_of(value: Any) -> str | None:
-    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(type(value), "__module__", None)
-    if name in ("builtins", None) or isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
+    name = value.__name__ if issubclass(type(value), types.ModuleType) else getattr(type(value), "__module__", None)
+    if name in ("builtins", None) or issubclass(type(value), (types.FunctionType, types.BuiltinFunctionType, type)):
         name = getattr(value, "__module__", None)
     return name.partition(".")[0] if isinstance(name, str) and name not in ("builtins", "__main__") else None
 

@@ -20,6 +20,8 @@ from cloudpickle.cloudpickle import (
 
 from . import live
 
+# Functions of libraries' classes, which stay as long as the process: the class, and the name there.
+_homes: dict[Any, tuple[type, str]] = {}
 _FUNCTION_SLOTS = ("__defaults__", "__kwdefaults__", "__qualname__", "__module__", "__doc__")
 
 
@@ -64,6 +66,29 @@ def make_function(
     """The function without what may refer back to it."""
     namespace = live.module_globals(spec) if isinstance(spec, str) else spec
     return types.FunctionType(code, namespace, name, None, closure)
+
+
+def reduce_method(method: types.MethodType) -> Any:
+    """Reduces a bound method of a library's class whose function is not found by its own name.
+
+    A decorator has replaced it; by value it would be a copy, and tie all objects that hold it together.
+    """
+    func = method.__func__
+    if not isinstance(func, types.FunctionType):
+        return NotImplemented
+    if func not in _homes:
+        if is_importable(func):
+            return NotImplemented
+        for base in type(method.__self__).__mro__:
+            for name, value in vars(base).items():
+                if value is func and is_importable(base):
+                    _homes[func] = base, name
+    base, name = _homes.get(func, (object, ""))
+    return (make_method, (method.__self__, base, name)) if vars(base).get(name) is func else NotImplemented
+
+
+def make_method(obj: Any, kind: type, name: str) -> types.MethodType:
+    return types.MethodType(vars(kind)[name], obj)
 
 
 def set_function_state(func: types.FunctionType, state: tuple[Any, ...]) -> None:

@@ -1,4 +1,7 @@
-"""In, the underscores and the directory history; cached outputs travel as names (`Out[3]`)."""
+"""In, the underscores and the directory history; cached outputs travel as names (`Out[3]`).
+
+With In travels what a `history_request` gives of the outputs: their text, as it was shown.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from .directory import DIRECTORY
 
 # Inputs per group: a cell changes the last group only, so its cost does not grow with the session.
 INPUTS_PER_GROUP = 64
+# The text of a longer output is not kept a second time.
+SHOWN_LENGTH_MAX = 16 << 10
 _UNDERSCORES = ("_", "__", "___")
 
 
@@ -25,6 +30,10 @@ def capture() -> dict[str, Any]:
     for start in range(0, len(parsed), INPUTS_PER_GROUP):
         end = start + INPUTS_PER_GROUP
         groups[f"history:In:{start}"] = (start, list(parsed[start:end]), list(raw[start:end]))
+    for number, shown in history.output_hist_reprs.items():
+        if len(shown) <= SHOWN_LENGTH_MAX:
+            start = number - number % INPUTS_PER_GROUP
+            groups.setdefault(f"history:shown:{start}", {})[number] = shown
     hidden, user_ns = shell.user_ns_hidden, live.LIVE.user_ns
     owned = [name for name in _UNDERSCORES if name in hidden and hidden[name] is user_ns.get(name)]
     groups["history:core"] = {"owned": owned, "directories": _directories(user_ns)}
@@ -38,13 +47,18 @@ def restore(groups: dict[str, Any], execution_count: int) -> None:
         return
     history, user_ns = shell.history_manager, live.LIVE.user_ns
     parsed, raw = [""], [""]
+    shown: dict[int, str] = {}
     for key, group in groups.items():
         if key.startswith("history:In:"):
             start, parsed_part, raw_part = group
             _put(parsed, start, parsed_part)
             _put(raw, start, raw_part)
+        elif key.startswith("history:shown:"):
+            shown.update(group)
     history.input_hist_parsed[:] = parsed
     history.input_hist_raw[:] = raw
+    history.output_hist_reprs = shown
+    _record(history)
     for index in range(1, len(raw)):
         shell.push({f"_i{index}": raw[index]}, interactive=False)
     recent = ([""] * 3 + raw[1:])[-1:-4:-1]
@@ -62,6 +76,21 @@ def restore(groups: dict[str, Any], execution_count: int) -> None:
     if core["directories"]:
         user_ns["_dh"][:] = [_here(entry) for entry in core["directories"]]
     shell.execution_count = execution_count
+
+
+def _record(history: Any) -> None:
+    """Makes IPython's database, which answers for the last lines and for searches, say the same."""
+    if not history.enabled:
+        return
+    session = history.session_number
+    lines = zip(history.input_hist_parsed[1:], history.input_hist_raw[1:])
+    history.writeout_cache()
+    with history.db:
+        history.db.execute("DELETE FROM history WHERE session = ?", (session,))
+        history.db.executemany(
+            "INSERT INTO history VALUES (?, ?, ?, ?)",
+            [(session, number, parsed, raw) for number, (parsed, raw) in enumerate(lines, 1)],
+        )
 
 
 def _put(target: list[str], start: int, part: list[str]) -> None:

@@ -1,9 +1,7 @@
 """The kernel class: ipykernel with a capture after every request that can run user code.
 
 Order per request: user code, reply sent and flushed, capture, status `idle`. A capture runs
-synchronously on the main thread, so no other cell can interleave with it. Subshells are switched
-off, since they run cells beside each other on other threads, against the one order in which the
-node logs them.
+synchronously on the main thread, so no other cell can interleave with it.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ import zmq
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.utils import _async_in_context
 
-from . import PROTOCOL_VERSION, live
+from . import PROTOCOL_VERSION, comms, live
 from .background import Background
 from .channel import Channel
 from .directory import DIRECTORY
@@ -33,6 +31,7 @@ from .packages import PACKAGES
 from .delta import Delta, Group
 from .isolation import ISOLATION
 from .magics import Magics
+from .protocol import Answers
 from .refusal import CaptureInterrupted
 from .restore import HeldGroup, Restore
 from .rewind import RewindWish
@@ -55,6 +54,7 @@ class CallboardKernel(IPythonKernel):
         self.background: Background | None = None
         self.channel: Channel | None = None
         self._resting: Any = None
+        self.answers = Answers(self)
         for request in _REQUESTS_WITH_USER_CODE:
             self.shell_handlers[request] = self._captured_after(self.shell_handlers[request])
 
@@ -66,7 +66,7 @@ class CallboardKernel(IPythonKernel):
         # Cells run in one context of their own; what they set in context variables (NumPy's error
         # handling, decimal's precision) is seen by captures, and has to be set there by a restore.
         self._in_cell_context = _async_in_context(_call)
-        serve = functools.partial(self._in_cell_context, self.shell_main, None)
+        serve = functools.partial(self._in_cell_context, self._serve)
         self.shell_stream.on_recv(serve, copy=False)
         live.attach(self.shell.user_ns, self.shell, self)
         self.tracker, self.background = Tracker(), Background()
@@ -80,9 +80,14 @@ class CallboardKernel(IPythonKernel):
             self.channel.send(_hello())
             self.channel.listen(self._on_message)
 
+    async def _serve(self, frames: list[Any]) -> None:
+        if not self.answers.is_refused(frames):
+            await self.shell_main(None, frames)
+
     def _captured_after(self, handler: Any) -> Any:
         async def handle(stream: Any, ident: Any, parent: Any) -> None:
             ISOLATION.check()
+            comms.say_held()
             try:
                 result = handler(stream, ident, parent)
                 if inspect.isawaitable(result):
@@ -214,6 +219,11 @@ class CallboardKernel(IPythonKernel):
             self._isolate(header.get("user"))
             DIRECTORY.configure(header["directory"])
             self.shell.user_ns["_dh"][:] = [Path.cwd()]
+        if header.get("session"):
+            # Front-ends drop messages of another session than the newest they know: it is the kernel's and
+            # not the process's. Its messages are counted from where no other process counts.
+            self.session.session = header["session"]
+            self.session.message_count = time.time_ns()
         if header.get("packages"):
             PACKAGES.configure(header["packages"])
         if "state_bytes_max" in header:

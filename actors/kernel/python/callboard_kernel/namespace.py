@@ -1,8 +1,8 @@
 """Which names of a session count, and how they are bound again.
 
 Beside plain variables there are pseudo-names that cannot be identifiers: `Out[3]` for a cached
-output, `%name` and `%%name` for magics that the user registered. All take part in grouping, so an
-output that is also a variable stays one object.
+output, `%name` and `%%name` for magics that the user registered, `Target[name]` for comm targets. All
+take part in grouping, so an output that is also a variable stays one object.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import types
 from typing import Any
 
-from . import live
+from . import comms, live
 
 _NEVER = frozenset(
     """In Out get_ipython _ih _oh _dh _i _ii _iii __builtin__ __builtins__
@@ -29,6 +29,7 @@ class Namespace:
 
     def __init__(self, exclude: frozenset[str] = frozenset()) -> None:
         self.baseline = dict(live.LIVE.user_ns)
+        self.baseline_targets = dict(comms.targets())
         self.baseline_magics = {kind: dict(magics) for kind, magics in self._magics().items()}
         # Names that configuration leaves out without a word, and those that the user left out.
         self.exclude = exclude
@@ -62,6 +63,7 @@ class Namespace:
             for name, magic in self._magics().get(kind, {}).items():
                 if baseline.get(name, missing) is not magic and _is_users(magic):
                     found[prefix + name] = magic
+        found |= comms.own_targets(self.baseline_targets)
         return found
 
     @staticmethod
@@ -71,12 +73,13 @@ class Namespace:
         match = _OUTPUT_CACHE.match(name)
         if match and outputs.get(int(match.group(1)), outputs) is value:
             return True
-        return name in _UNDERSCORES and value == "" if isinstance(value, str) else False
+        return name in _UNDERSCORES and value == "" if type(value) is str else False
 
     def clear(self) -> None:
-        """Removes every name that `collect` would find."""
+        """Removes every name of the session, without telling front-ends of their comms."""
         for name in self.collect():
             self.unbind(name)
+        comms.clear(self.baseline_targets)
 
     @staticmethod
     def unbind(name: str) -> None:
@@ -103,6 +106,8 @@ class Namespace:
             user_ns[f"_{number}"] = value
             if shell is not None:
                 shell.user_ns_hidden[f"_{number}"] = value
+        elif comms.bind(name, value):
+            return
         elif name.startswith("%"):
             kind = "cell" if name.startswith("%%") else "line"
             shell.magics_manager.magics[kind][name.lstrip("%")] = value

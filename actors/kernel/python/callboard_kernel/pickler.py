@@ -281,7 +281,7 @@ def dump(values: dict[str, Any], context: Pass, spare: StatePickler | None = Non
         sink = Sink(context)
         sink.write(pickle.dumps(values, 5))
         return Pickled(sink, set())
-    own = {id(value) for value in values.values() if isinstance(value, type)}
+    own = {id(value) for value in values.values() if issubclass(type(value), type)}
     pickler = spare if spare is not None and spare.renew(context, own) else StatePickler(context, own)
     pickler.dump(values)
     return Pickled(pickler.sink, pickler.classes, Reach(pickler, id(values)))

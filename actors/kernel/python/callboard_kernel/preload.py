@@ -117,6 +117,9 @@ class Preloaded:
             _restore_threads(self._environment)
         if "numpy.random" in shown:
             self.modules["numpy.random"].seed()
+        if "ipywidgets" in shown:
+            # Its import does so where a kernel runs.
+            self.modules["ipywidgets"].register_comm_target()
         if "matplotlib" in shown:
             self._reread_settings(self.modules["matplotlib"])
 

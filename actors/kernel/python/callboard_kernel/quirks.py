@@ -6,7 +6,10 @@ import io
 import itertools
 import os
 import struct
+import weakref
 from typing import Any
+
+import zmq
 
 from .refusal import Refused
 
@@ -33,6 +36,18 @@ def closed_buffer(kind: type) -> Any:
     buffer = kind()
     buffer.close()
     return buffer
+
+
+def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
+    """A view of bytes, as ipywidgets keeps images, is a value; one of anything else is refused."""
+    if type(view.obj) is bytes or isinstance(view.obj, zmq.Frame):
+        return make_memoryview, (view.tobytes(), view.format, view.shape)
+    raise Refused("a memoryview points into this process's memory (bytes(view) makes a copy that can move)")
+
+
+def make_memoryview(data: bytes, form: str, shape: tuple[int, ...]) -> memoryview:
+    view = memoryview(data)
+    return view if (form, shape) == (view.format, view.shape) else view.cast(form, shape)
 
 
 def reduce_file(file: Any) -> tuple[Any, ...]:
@@ -68,6 +83,20 @@ def ended_generator(name: str, qualname: str) -> Any:
     generator.close()
     generator.__name__, generator.__qualname__ = name, qualname
     return generator
+
+
+def reduce_weak(reference: Any) -> Any:
+    """A weak reference or proxy whose object is gone points at nothing already, as one that tqdm leaves."""
+    kind = type(reference)
+    try:
+        is_dead = reference() is None if kind is weakref.ReferenceType else reference.__class__ is None
+    except ReferenceError:
+        is_dead = True
+    return (dead_weak, (kind is weakref.ReferenceType,)) if is_dead else NotImplemented
+
+
+def dead_weak(is_reference: bool) -> Any:
+    return (weakref.ref if is_reference else weakref.proxy)(set())
 
 
 def reduce_environ(_environ: Any) -> tuple[Any, ...]:

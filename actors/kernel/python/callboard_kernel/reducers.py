@@ -12,9 +12,10 @@ import types
 from typing import Any, Callable
 
 import cloudpickle
+from comm.base_comm import BaseComm
+from traitlets import HasTraits
 
-from . import arrays, classes, functions, live, quirks, tensors
-from .refusal import Refused
+from . import arrays, classes, comms, functions, live, quirks, tensors, traits
 from .sharing import VALUE_TYPES
 
 Reducer = Callable[[Any, Any], Any]
@@ -80,10 +81,6 @@ def _stream(_pickler: Any, stream: Any) -> Any:
     return quirks.reduce_file(stream)
 
 
-def _memoryview(_pickler: Any, _view: Any) -> Any:
-    raise Refused("a memoryview points into this process's memory (bytes(view) makes a copy that can move)")
-
-
 def _random_state(_pickler: Any, state: Any) -> Any:
     return (live.numpy_global_random, ()) if state is live.numpy_global_random() else NotImplemented
 
@@ -94,6 +91,11 @@ def _shell(_pickler: Any, shell: Any) -> Any:
 
 def _kernel(_pickler: Any, kernel: Any) -> Any:
     return (live.get_kernel, ()) if kernel is live.LIVE.kernel else NotImplemented
+
+
+def _traits(pickler: Any, obj: Any) -> Any:
+    _instance(pickler, obj)
+    return traits.reduce_traits(obj)
 
 
 def _tensor(pickler: Any, tensor: Any) -> Any:
@@ -107,8 +109,11 @@ def _by(reduce: Callable[[Any], Any]) -> Reducer:
 
 _EXACT: dict[str, Reducer] = {
     "builtins.function": _function,
-    "builtins.memoryview": _memoryview,
+    "builtins.method": _by(functions.reduce_method),
+    "builtins.memoryview": _by(quirks.reduce_memoryview),
     "numpy.random.mtrand.RandomState": _random_state,
+    "weakref.ReferenceType": _by(quirks.reduce_weak),
+    "weakref.ProxyType": _by(quirks.reduce_weak),
     "builtins.generator": _by(quirks.reduce_generator),
     "builtins.cell": _by(functions.reduce_cell),
     "functools._lru_cache_wrapper": _by(functions.reduce_lru_cache),
@@ -120,6 +125,7 @@ _EXACT: dict[str, Reducer] = {
     "_io.BytesIO": _by(quirks.reduce_buffer),
     "_io.StringIO": _by(quirks.reduce_buffer),
     "os._Environ": _by(quirks.reduce_environ),
+    "tqdm.notebook.TqdmHBox": _by(traits.reduce_progress_box),
     "matplotlib.cbook.CallbackRegistry": _by(quirks.reduce_callback_registry),
 }
 
@@ -140,4 +146,8 @@ def choose(kind: type) -> Reducer:
         return _shell
     if live.LIVE.kernel is not None and kind is type(live.LIVE.kernel):
         return _kernel
+    if issubclass(kind, BaseComm):
+        return _by(comms.reduce_comm)
+    if issubclass(kind, HasTraits) and traits.is_plain(kind):
+        return _traits
     return _default if issubclass(kind, VALUE_TYPES) else _instance

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from cloudpickle import cloudpickle
 
-from . import history, live, pickler
+from . import comms, history, live, pickler
 from .directory import DIRECTORY
 from .file_restore import FileRestore
 from .namespace import Namespace
@@ -54,9 +55,10 @@ class Restore:
         self._session(first=True)
         live.LIVE.load_name = self._load_name
         try:
-            for group in self.groups:
-                if group.kind == "variables":
-                    self._variables(group)
+            with comms.held_back():
+                for group in self.groups:
+                    if group.kind == "variables":
+                        self._variables(group)
         finally:
             live.LIVE.load_name = None
         self._session(first=False)
@@ -117,12 +119,15 @@ class Restore:
         """Loads a group; a global that its code misses is loaded first, and the group once more."""
         while True:
             try:
-                return pickler.load(group.stream, group.buffers)
+                with comms.reviving():
+                    return pickler.load(group.stream, group.buffers)
             except NameError as error:
                 wanted = self._group_of.get(error.name or "")
                 if wanted is None or wanted.key in self._done:
                     raise
                 self._variables(wanted)
+            # A widget of this attempt would take that of the next one with it when it is collected.
+            gc.collect()
 
     def _session(self, first: bool) -> None:
         for group in self.groups:
@@ -144,3 +149,4 @@ class Restore:
                 except Exception as error:
                     self.failed[group.key] = f"{type(error).__name__}: {error}"
         history.restore(loaded, self.execution_count)
+        self.tracker.sources.restore(loaded)

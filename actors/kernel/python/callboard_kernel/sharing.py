@@ -80,7 +80,7 @@ class Reach:
 
     def _counts(self, key: int, place: int, obj: Any) -> bool:
         kind = type(obj)
-        if kind is types.FunctionType or isinstance(obj, type):
+        if kind is types.FunctionType or issubclass(kind, type):
             return key in self._pickler.by_value
         return joins(kind) and place >= len(live.SEEDS) and key != self._root
 

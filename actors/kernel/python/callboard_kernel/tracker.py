@@ -14,7 +14,7 @@ import types
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import bundles, graph, history, live, pickler, refusal
+from . import bundles, comms, graph, history, live, pickler, refusal
 from .directory import DIRECTORY
 from .environment import Imported, facts
 from .files import Files, Unsteady
@@ -28,6 +28,7 @@ from .packages import PACKAGES
 from .placeholder import Unavailable
 from .session import Session
 from .sharing import joins
+from .sources import Sources
 from .watchdog import watchdog
 
 DEFAULT_BUDGET_S = 60.0
@@ -62,6 +63,12 @@ class Entry:
             return {key: self.pickled.reach.object_at(key) for key in reached}
         return {id(part): part for part in self.fingerprint or () if id(part) in reached}
 
+    def among(self, objects: dict[int, Any]) -> set[int]:
+        """The ids of those of `objects`, by id and alive, that were reached."""
+        if self.reached is None and self.pickled is not None and self.pickled.reach is not None:
+            return set(self.pickled.reach.among(objects))
+        return objects.keys() & (self.reached or {}).keys()
+
 
 class Tracker:
     """Finds what changed in the live session."""
@@ -69,6 +76,7 @@ class Tracker:
     def __init__(self) -> None:
         self.namespace = Namespace()
         self.session = Session()
+        self.sources = Sources()
         self.files = Files()
         self.imported = Imported(live.LIVE.user_ns)
         self.buffers = Buffers()
@@ -109,7 +117,7 @@ class Tracker:
             self.buffers.end()
             self.session.warned.is_quiet = False
             self._plain("session", self._session_values(delta), current, delta)
-            self._plain("history", history.capture(), current, delta)
+            self._plain("history", history.capture() | self.sources.capture(), current, delta)
             self._files(current, delta)
             self._environment(current, delta)
             delta.notices += DIRECTORY.notices
@@ -174,6 +182,7 @@ class Tracker:
             entries[name] = self._refused_entry(name, values[name], refusal.Excluded())
         for names in _bound_together({name: values[name] for name in values if name not in excluded}):
             self._look_at(names, values, entries, context)
+        self._comms(values, entries, context, delta)
         self._drop_refused_anchors(values, entries, context)
         largest = _ask_picklers(entries)
         reached = {name: entry.reached or {} for name, entry in entries.items()}
@@ -182,11 +191,33 @@ class Tracker:
             self._group(key, members, values, entries, context, current, delta)
         if largest is not None and largest.pickled is not None and largest.pickled.reach is not None:
             self._spare = (largest.names[0], largest.pickled.reach.release())
+        self._report_refused(values, entries, delta)
         for entry in entries.values():
             entry.pickled, entry.contents = None, []
-            if entry.refused is not None:
-                self._report(entry.refused, delta)
         self.entries, self.anchors = entries, context.anchors
+
+    def _comms(
+        self, values: dict[str, Any], entries: dict[str, Entry], context: pickler.Pass, delta: Delta
+    ) -> None:
+        """Adds the comms that nothing else leads to, as names."""
+        left, too_many = comms.newest_first()
+        if too_many is not None:
+            self._report(("*", "comms", too_many), delta)
+        by_id = {id(comm): comm for comm in left}
+        reached = {key for entry in entries.values() for key in entry.among(by_id)} if left else set()
+        roots: dict[int, str] = {}
+        for comm in left:
+            if id(comm) in reached:
+                continue
+            name, value = comms.named(comm)
+            values[name] = value
+            self._look_at([name], values, entries, context)
+            found = entries[name].among(by_id)
+            reached |= found
+            for key in found & roots.keys():
+                # The order was no help: this one leads to one that was taken for a root.
+                del values[roots[key]], entries[roots.pop(key)]
+            roots[id(comm)] = name
 
     def _look_at(
         self, names: list[str], values: dict[str, Any], entries: dict[str, Entry], context: pickler.Pass
@@ -255,7 +286,7 @@ class Tracker:
 
     def _refused_entry(self, name: str, value: Any, error: BaseException) -> Entry:
         kind, reason = refusal.type_name(value), refusal.describe(error)
-        if isinstance(value, Unavailable):
+        if issubclass(type(value), Unavailable):
             # Excluded on another machine, and still.
             kind = value._cb_type
         stand_in = Unavailable(name, kind, reason)
@@ -373,13 +404,23 @@ class Tracker:
                 delta.add_whole(key, [], "environment", [text])
             current[key] = Group([], "environment", text)
 
+    def _report_refused(self, values: dict[str, Any], entries: dict[str, Entry], delta: Delta) -> None:
+        """Reports each refused name, but no comm of what a refused variable is bound to as well."""
+        refused = [entry.refused for entry in entries.values() if entry.refused is not None]
+        bound = {id(values[name]) for name, _, _ in refused if not comms.is_comm(name)}
+        for one in refused:
+            if not comms.is_comm(one[0]) or id(values[one[0]]) not in bound:
+                self._report(one, delta)
+
     def _report(self, refused: tuple[str, str, str], delta: Delta) -> None:
         name, kind, reason = refused
         if is_output(name):
             return
         delta.refused.append({"name": name, "type": kind, "reason": reason})
-        if (name, kind) not in self._told:
-            self._told.add((name, kind))
+        # Of comms, which nobody knows by name, each kind once.
+        told = ("Comm" if comms.is_comm(name) else name, kind)
+        if told not in self._told:
+            self._told.add(told)
             delta.notices.append(refusal.notice(name, kind, reason))
 
 
@@ -390,7 +431,7 @@ def _bound_together(values: dict[str, Any]) -> list[list[str]]:
     """
     names_of: dict[int, list[str]] = {}
     for name, value in values.items():
-        is_code = isinstance(value, (type, types.FunctionType))
+        is_code = issubclass(type(value), (type, types.FunctionType))
         key = id(value) if not is_code and joins(type(value)) else -len(names_of) - 1
         names_of.setdefault(key, []).append(name)
     return [sorted(names) for names in names_of.values()]
@@ -431,7 +472,7 @@ def _class_anchors(values: dict[str, Any]) -> dict[int, str]:
     """For each class of the session the name to refer to it by: its own if bound, else the first."""
     found: dict[int, str] = {}
     for name, value in values.items():
-        if isinstance(value, type) and name.isidentifier() and not is_output(name):
+        if issubclass(type(value), type) and name.isidentifier() and not is_output(name):
             if value.__name__ == name or id(value) not in found:
                 if live.LIVE.user_ns.get(name) is value and not is_importable(value):
                     found[id(value)] = name

@@ -173,6 +173,40 @@ class Kernel:
             raise CellError(f"{code}\n{content.get('ename')}: {content.get('evalue')}\n" + out["stderr"])
         return {**content, **out, "captured": captured, "order": order}
 
+    def ask(self, kind: str, content: dict[str, Any], channel: str = "shell", **header: str) -> dict[str, Any]:
+        """Sends a request without user code; returns its reply's content."""
+        message = self.client.session.msg(kind, content)
+        message["header"].update(header)
+        return self._answer(message, channel)
+
+    def _answer(self, message: dict[str, Any], channel: str) -> dict[str, Any]:
+        socket = getattr(self.client, f"{channel}_channel")
+        socket.send(message)
+        while True:
+            reply = socket.get_msg(timeout=REPLY_TIMEOUT_S)
+            if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                return reply["content"]
+
+    def tell_comm(self, kind: str, content: dict[str, Any], **parts: Any) -> list[dict[str, Any]]:
+        """Sends a message about a comm as a front-end; returns all that is published until it is handled."""
+        message = self.client.session.msg(kind, content)
+        message |= parts
+        self.client.session.send(self.client.shell_channel.socket, message, buffers=parts.get("buffers"))
+        msg_id = message["header"]["msg_id"]
+        published = self.published_until_idle(msg_id)
+        self.node.wait_for("captured", msg_id)
+        return published
+
+    def published_until_idle(self, msg_id: str) -> list[dict[str, Any]]:
+        """All messages of the publishing channel, whosever they are, until a request is over."""
+        found = []
+        while True:
+            message = self.client.get_iopub_msg(timeout=REPLY_TIMEOUT_S)
+            is_own = message["parent_header"].get("msg_id") == msg_id
+            if is_own and message["content"].get("execution_state") == "idle":
+                return found
+            found.append(message)
+
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 

@@ -104,6 +104,14 @@ def test_what_a_library_sets_in_the_environment_is_set_when_it_is_imported(tmp_p
         assert kernel.run(code)["stdout"] == "None yes\n"
 
 
+def test_ipywidgets_has_its_targets_once_it_is_imported():
+    with Zygote("ipywidgets") as zygote, Kernel(zygote=zygote) as kernel:
+        assert "ipywidgets" in zygote.ready["loaded"]
+        targets = "print(sorted(get_ipython().kernel.comm_manager.targets))"
+        assert kernel.run(targets)["stdout"] == "[]\n"
+        assert "jupyter.widget.control" in kernel.run(f"import ipywidgets\n{targets}")["stdout"]
+
+
 def test_numeric_libraries_have_the_threads_they_would_have(zygote):
     code = """
 import numpy, os

@@ -115,6 +115,8 @@ impl FileOptions {
 /// What makes a Python process that of a kernel, as the Python side is told of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SessionConfig {
+    /// What its messages call the session: the same in every process of the kernel.
+    pub session: KernelId,
     /// Its directory.
     pub directory: SessionDirectory,
     /// Its packages.
@@ -132,6 +134,7 @@ impl SessionConfig {
     #[must_use]
     pub fn of(files: &FileOptions, spec: &KernelSpec, limits: (KernelLimits, Cgroups)) -> Self {
         Self {
+            session: spec.kernel,
             directory: files.of(spec),
             packages: files.packages_of(spec),
             limits,

@@ -45,7 +45,12 @@ pub struct Packed {
 impl ReplicaState {
     pub(super) fn carry_out(&mut self, action: Action) {
         match action {
-            Action::Propose(entry) => self.propose(entry),
+            Action::Propose(entry) => {
+                if matches!(entry, Entry::Park { .. }) {
+                    self.tell_of_parking();
+                }
+                self.propose(entry);
+            }
             Action::Answer { msg_id, answer } => self.answer_request(&msg_id, answer),
             Action::StartPython => self.launch_python_later(),
             Action::KillPython | Action::ReleasePython => self.kill_python(),
@@ -177,6 +182,7 @@ impl ReplicaState {
         let is_execute =
             message.parse_header().is_ok_and(|header| header.msg_type == "execute_request");
         self.traces.started(&cell.msg_id, cell.seq);
+        self.is_told_of_parking = false;
         self.publisher.began(cell.seq);
         let (seq, msg_id) = (cell.seq, cell.msg_id.clone());
         let mut running = RunningCell::new(term, cell.seq, cell.msg_id, cell.level, is_execute);

@@ -306,6 +306,7 @@ mod tests {
             origin: None,
             settings: Default::default(),
             needs: None,
+            labels: BTreeMap::new(),
             options: Default::default(),
         }
     }

@@ -16,6 +16,7 @@ mod life;
 mod limits;
 mod membership;
 mod needs;
+mod parking;
 mod python_events;
 mod queries;
 mod starting;
@@ -193,6 +194,8 @@ pub struct ReplicaState {
     transfers: transfer::Transfers,
     wish: Option<wish::Wish>,
     hibernation: Hibernation,
+    is_warned_of_parking: bool,
+    is_told_of_parking: bool,
     /// It sleeps after this message; whom it tells then.
     sleep_due: Option<(SleepOffer, Vec<ReplicaId>)>,
     /// Tasks of this waking.
@@ -368,8 +371,9 @@ impl ReplicaState {
                     self.chunk_keeper.look();
                 }
                 if matches!(output, Applied::Restarted { .. }) && self.group.is_leader() {
-                    let restarting = aborted::status(self.args.spec.kernel, "restarting");
-                    self.publisher.emitted(&restarting, None);
+                    // Not `restarting`: front-ends take that for a kernel that died.
+                    let starting = aborted::status(self.args.spec.kernel, "starting");
+                    self.publisher.emitted(&starting, None);
                 }
                 if let Applied::Completed(end) = &output {
                     self.grant_wish(end.seq);
@@ -457,6 +461,7 @@ impl ReplicaState {
             self.log_outputs(outputs);
         }
         self.watch_wall_time();
+        self.warn_of_parking();
         self.step(Input::Tick);
         self.drive_membership();
         self.tell_generation();

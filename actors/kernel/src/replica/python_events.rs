@@ -49,6 +49,10 @@ impl ReplicaState {
                     let last_loss = self.read(|log| log.last_loss().map(str::to_owned));
                     let node = self.args.context.node.clone();
                     self.publisher.took_over(&TookOver { term, node, last_loss });
+                    if self.read(|log| log.pending().is_empty()) {
+                        let idle = aborted::status(self.args.spec.kernel, "idle");
+                        self.publisher.emitted(&idle, None);
+                    }
                 }
             }
             PythonEvent::NotReady(_) | PythonEvent::Exited { .. } => self.python_gone(&event),

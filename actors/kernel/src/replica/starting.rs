@@ -159,6 +159,8 @@ impl ReplicaState {
         let mut state = Self {
             chunk_keeper: chunks::ChunkKeeper::start(&args, group.clone(), me.clone()),
             hibernation: Hibernation::new(args.context.hibernation, args.replica, now_ms),
+            is_warned_of_parking: false,
+            is_told_of_parking: false,
             args,
             me,
             group,

@@ -139,6 +139,7 @@ impl Cluster {
             origin: None,
             settings: Default::default(),
             needs: None,
+            labels: BTreeMap::new(),
             options,
         };
         let mut cluster = Self {

@@ -34,6 +34,7 @@ fn kernel(number: u128, standings: &[(usize, Standing)]) -> KernelSpec {
         origin: None,
         settings: Default::default(),
         needs: None,
+        labels: std::collections::BTreeMap::new(),
         options: Default::default(),
     }
 }

@@ -433,6 +433,12 @@ impl KernelLog {
         self.outputs.back().map(|output| output.place.cursor).or(self.outputs_dropped)
     }
 
+    /// The request that ended last, by its `msg_id`.
+    #[must_use]
+    pub fn last_ended(&self) -> Option<&str> {
+        self.ended_order.back().map(String::as_str)
+    }
+
     /// How the cells from `first` to `last` ended, those that did and are remembered, in order.
     #[must_use]
     pub fn ends_between(&self, first: Seq, last: Seq) -> Vec<CellEnd> {

@@ -107,6 +107,21 @@ fn an_output_that_no_log_will_ever_have_is_given_up() {
 }
 
 #[test]
+fn an_output_whose_executor_is_known_to_be_lost_is_given_up_at_once() {
+    let mut stream = Stream::default();
+    emit(&mut stream, cursor(1, 1));
+    emit(&mut stream, cursor(1, 3));
+    emit(&mut stream, cursor(2, 1));
+    assert_eq!(drain(&mut stream), ["1.1"]);
+    stream.on_fetched(logged(&[], false));
+    assert_eq!(drain(&mut stream), Vec::<String>::new());
+    stream.on_fetched(logged(&[], false));
+    assert_eq!(drain(&mut stream), ["gap", "1.3"]);
+    stream.on_fetched(logged(&[], false));
+    assert_eq!(drain(&mut stream), ["2.1"]);
+}
+
+#[test]
 fn ends_of_fetched_cells_come_after_their_last_output() {
     let mut stream = Stream::default();
     stream.begin_after(cursor(1, 0), true);

@@ -45,6 +45,9 @@ pub(crate) struct Script {
     pub lost_seen: u32,
     /// How far each session is.
     pub seen: BTreeMap<String, SessionPlace>,
+    /// Whether the executor is lost after it announced a cell's end and before the log has it; the
+    /// cell's last output is lost with it.
+    pub loses_executor: bool,
     /// Outputs up to this number are no longer kept.
     pub expired_to: u64,
     /// What every request is refused with.
@@ -59,6 +62,19 @@ pub(crate) struct Script {
     pub log: Vec<Output>,
     /// Every cell's place and end.
     pub cells: BTreeMap<String, (Seq, Option<CellEnd>)>,
+}
+
+impl Script {
+    /// How the log has the cell ended, whose executor said that it completed. The next executor has
+    /// an output in the log already.
+    fn lose_executor(&mut self, end: &CellEnd) -> CellEnd {
+        self.log.pop();
+        let place =
+            OutputPlace { cursor: OutputCursor { term: Term(2), number: 1 }, cell: Seq(99) };
+        self.log.push(Output { place, message: Bytes::new() });
+        let outcome = CellOutcome::Interrupted { cause: "lost".to_owned() };
+        CellEnd { outcome, last_output: None, ..end.clone() }
+    }
 }
 
 /// A fake kernel and the network it is on.
@@ -224,7 +240,9 @@ impl Worker {
             let last_output = script.log.last().map(|output| output.place.cursor);
             let end =
                 CellEnd { seq, msg_id: msg_id.to_owned(), term: Term(1), outcome, last_output };
-            script.cells.insert(msg_id.to_owned(), (seq, Some(end.clone())));
+            let logged =
+                if script.loses_executor { script.lose_executor(&end) } else { end.clone() };
+            script.cells.insert(msg_id.to_owned(), (seq, Some(logged)));
             (end, script.silent_end, 1 + u8::from(script.doubled))
         };
         for _copy in 0..if silent { 0 } else { copies } {

@@ -3,7 +3,9 @@
 pub mod cells;
 pub mod chaos;
 mod failover;
+pub mod gateway;
 pub mod idle;
+mod kernel_gateway;
 pub mod local_cluster;
 pub mod notebooks;
 pub mod options;
@@ -13,6 +15,7 @@ pub mod soak;
 pub mod start;
 pub mod state;
 pub mod stats;
+mod websocket;
 
 use std::time::Duration;
 
@@ -43,6 +46,8 @@ pub enum BenchVerb {
     Cells(cells::CellsArgs),
     /// Faults at named moments; an independent checker looks for what was lost.
     Chaos(chaos::ChaosArgs),
+    /// Round trips, a flood of lines and lists over the gateway, against Jupyter Kernel Gateway.
+    Gateway(gateway::GatewayBenchArgs),
     /// What kernels cost that nobody uses, and whether all of them answer.
     Idle(idle::IdleArgs),
     /// Notebooks that lose their machines between cells, against plain ipykernel.
@@ -60,6 +65,7 @@ fn takes(bench: &str) -> Option<Duration> {
     Some(match bench {
         "cells" => cells::TAKES,
         "chaos" => chaos::TAKES,
+        "gateway" => gateway::TAKES,
         "idle" => idle::TAKES,
         "notebooks" => notebooks::TAKES,
         "soak" => soak::TAKES,
@@ -77,6 +83,7 @@ pub async fn run(context: &Context, args: BenchArgs) -> Outcome {
     match args.verb {
         BenchVerb::List => list(context),
         BenchVerb::Cells(args) => interruptible(cells::run(context, &args)).await,
+        BenchVerb::Gateway(args) => interruptible(gateway::run(context, &args)).await,
         // These two stop in order by themselves.
         BenchVerb::Chaos(args) => chaos::run(context, &args).await,
         BenchVerb::Soak(args) => soak::run(context, &args).await,

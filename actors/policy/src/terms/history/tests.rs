@@ -5,7 +5,7 @@ use callboard_protocol::{
     Incarnation, ReplicaId, Term,
     history::StepOutcome,
     jupyter::JupyterMessage,
-    kernel::{CellEnd, Level},
+    kernel::{CellEnd, CellOutcome, Level},
 };
 use proptest::prelude::*;
 
@@ -118,6 +118,29 @@ fn three_cells() -> Kernel {
     kernel.set("y", "2");
     kernel.cell("x = 3; del y", vec![inline("x", "3")], &["y"]);
     kernel
+}
+
+#[test]
+fn a_restart_ends_what_waits_leaves_the_files_and_can_be_undone() {
+    let mut kernel = three_cells();
+    let mut file = inline("notes", "text");
+    file.1.kind = "file".to_owned();
+    kernel.cell("open('notes', 'w')", vec![file], &[]);
+    let (_, running) = kernel.accept("loop()");
+    let (_, waiting) = kernel.accept("y");
+    let restart = Entry::Restart { id: "wish".to_owned() };
+    let Applied::Restarted { interrupted } = kernel.log.apply(restart.clone()) else { panic!() };
+    let ended: Vec<Seq> = interrupted.iter().map(|end| end.seq).collect();
+    assert_eq!(ended, [running, waiting]);
+    assert!(interrupted.iter().all(|end| matches!(end.outcome, CellOutcome::Interrupted { .. })));
+    assert_eq!((kernel.state().as_str(), kernel.log.open_term()), ("notes=text", None));
+    assert!(kernel.log.pending().is_empty());
+    assert_eq!(kernel.log.apply(restart), Applied::Ignored, "a wish is granted once");
+    assert_eq!(kernel.set("z", "9"), Seq(7));
+    assert_eq!(kernel.rewind("4"), Ok(Seq(4)));
+    assert_eq!(kernel.state(), "notes=text x=3");
+    let undone: Vec<bool> = kernel.log.history().steps.iter().map(|step| step.is_undone).collect();
+    assert_eq!(undone, [false, false, false, false, true, true, true, true, false]);
 }
 
 #[test]

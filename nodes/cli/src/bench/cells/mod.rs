@@ -7,7 +7,6 @@
 
 mod cpu;
 mod fsync;
-mod gateway;
 
 use std::{
     collections::BTreeMap,
@@ -30,9 +29,9 @@ use uuid::Uuid;
 use self::{
     cpu::{Meter, Spent},
     fsync::FsyncFloor,
-    gateway::Gateway,
 };
 use super::{
+    kernel_gateway::{self, KernelGateway},
     local_cluster::LocalCluster,
     options::Options,
     report::{Bar, Figure, Machine, Report},
@@ -139,7 +138,7 @@ pub async fn run(context: &Context, args: &CellsArgs) -> Outcome {
     if cfg!(debug_assertions) {
         say("this is a debug build: the bars are meant for `cargo build --release`");
     }
-    gateway::ensure_installed(&python).await?;
+    kernel_gateway::ensure_installed(&python).await?;
     let cluster = LocalCluster::start(3, options).await?;
     let mut sides = Sides::start(&cluster, &python).await?;
     let mut floor = FsyncFloor::new(cluster.path())
@@ -196,7 +195,7 @@ pub async fn run(context: &Context, args: &CellsArgs) -> Outcome {
 struct Sides {
     plain: PlainKernel,
     callboard: KernelClient,
-    gateway: Gateway,
+    gateway: KernelGateway,
 }
 
 impl Sides {
@@ -205,7 +204,7 @@ impl Sides {
         let plain = PlainKernel::launch(python, cluster.path())
             .await
             .map_err(|error| Failure::new(Exit::Failed, format!("plain kernel: {error}")))?;
-        let gateway = Gateway::start(python, cluster.path()).await?;
+        let gateway = KernelGateway::start(python, cluster.path(), false).await?;
         Ok(Self { plain, callboard, gateway })
     }
 
@@ -225,7 +224,7 @@ impl Sides {
             Side::Durable => cell(&self.callboard, Level::Durable, &mut reached).await,
             Side::KernelGateway => {
                 let (request, msg_id) = plain_request();
-                self.gateway.round_trip(&request, &msg_id).await
+                self.gateway.socket.round_trip(&request, &msg_id).await
             }
         };
         let whole_ms = ms_since(start);

@@ -1,0 +1,29 @@
+//! Names in paths. They are read by name, since a token may stand in the path before them.
+
+use serde::Deserialize;
+
+/// `/{id}`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Id {
+    pub(crate) id: String,
+}
+
+/// `/{name}`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Name {
+    pub(crate) name: String,
+}
+
+/// `/{name}/{file}`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct File {
+    pub(crate) name: String,
+    pub(crate) file: String,
+}
+
+/// `/{id}/…/{cursor}`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct OutputOf {
+    pub(crate) id: String,
+    pub(crate) cursor: String,
+}
