@@ -19,10 +19,11 @@ SEEDED = "runs a notebook in every new kernel (`seed_uri`), which Callboard does
 BASE_URL = "mounts the server below another path, which with Callboard a reverse proxy does"
 CLOSED = "wants lists to be forbidden; Callboard shows each user its own"
 
-# Every test that is not run, or file of them, with the reason.
+# Every test that is not run, or file or folder of them, with the reason.
 EXCLUDED = {
     "test_gatewayapp.py": UNIT,
     "test_mixins.py": UNIT,
+    "notebook_http": UNIT,
     "test_notebook_http.py": "tests the mode that makes a notebook's cells an HTTP interface; Callboard has none",
     "TestDefaults::test_check_origin": "changes the allowed origin while the server runs",
     "TestDefaults::test_config_bad_api_value": CONFIGURED,
@@ -32,10 +33,8 @@ EXCLUDED = {
     "TestDefaults::test_no_discovery": CLOSED,
     "TestDefaults::test_json_errors": CLOSED,
     "TestDefaults::test_kernel_env": "passes variables on to the kernel, one of them by an option",
-    "TestDefaults::test_crud_sessions": "uses /api/sessions, which this gateway does not have",
     "TestCustomDefaultKernel::test_default_kernel_name": CONFIGURED,
     "TestForceKernel::test_force_kernel_name": CONFIGURED,
-    "TestEnableDiscovery::test_enable_kernel_list": "uses /api/sessions, which this gateway does not have",
     "TestPrespawnKernels::test_prespawn_count": CONFIGURED,
     "TestPrespawnKernels::test_prespawn_max_conflict": UNIT,
     "TestBaseURL::test_base_url": BASE_URL,
@@ -59,7 +58,8 @@ def pytest_collection_modifyitems(config, items):
     kept, left_out = [], []
     for item in items:
         test = item.nodeid.split("[")[0].split("::", 1)[1]
-        reasons = {item.path.name, test} & set(EXCLUDED)
+        place = item.path.relative_to(config.rootpath / "tests").parts[0]
+        reasons = {place, test} & set(EXCLUDED)
         unused -= reasons
         (left_out if reasons else kept).append(item)
     if unused:

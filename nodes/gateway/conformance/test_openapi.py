@@ -28,8 +28,6 @@ def test_requests_that_follow_from_the_document_are_answered_as_documented(clust
         "none",
         "--request-timeout",
         "50",
-        "--checks",
-        "all",
         "--no-color",
     ]
     try:

@@ -33,11 +33,14 @@ class FrontEnd:
 
     async def run(self, gateway_now) -> None:
         """Runs its cells, on whichever gateway there is."""
-        cells = [execute(self.code(cell), msg_id=f"{self.kernel}-{cell}") for cell in range(CELLS)]
+        session = f"session-{self.kernel}"
+        cells = [
+            execute(self.code(cell), msg_id=f"{self.kernel}-{cell}", session=session) for cell in range(CELLS)
+        ]
         waiting = list(cells)
         while True:
             try:
-                url = gateway_now().channels(self.kernel, f"session-{self.kernel}")
+                url = gateway_now().channels(self.kernel, session)
                 headers = {"Authorization": f"token {self.token}"}
                 async with connect(url, additional_headers=headers, max_size=None) as socket:
                     while waiting:

@@ -51,6 +51,14 @@ struct SessionBody {
     #[serde(rename = "type")]
     kind: Option<String>,
     kernel: Option<KernelBody>,
+    /// Where clients of before 2017 have the path.
+    notebook: Option<NotebookBody>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct NotebookBody {
+    path: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -137,8 +145,12 @@ pub(crate) async fn create(
     caller.may_change()?;
     let body: SessionBody = parse_body(&body)?;
     let missing = |what: &str| ApiError::bad_request(format!("a session needs a {what}"));
-    let path = body.path.filter(|path| !path.is_empty()).ok_or_else(|| missing("path"))?;
-    let kind = body.kind.filter(|kind| !kind.is_empty()).ok_or_else(|| missing("type"))?;
+    let (path, kind) = match body.notebook {
+        Some(notebook) => (body.path.or(notebook.path), body.kind.or(Some("notebook".to_owned()))),
+        None => (body.path, body.kind),
+    };
+    let path = path.filter(|path| !path.is_empty()).ok_or_else(|| missing("path"))?;
+    let kind = kind.filter(|kind| !kind.is_empty()).ok_or_else(|| missing("type"))?;
     check_length(&[&path, &kind, body.name.as_deref().unwrap_or_default()])?;
     let known = all(&state, &caller).await?;
     if let Some((session, _)) = known.into_iter().find(|(it, _)| it.path == path && it.kind == kind)
