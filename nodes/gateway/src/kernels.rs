@@ -17,7 +17,10 @@ use callboard_protocol::{
     jupyter::JupyterMessage,
     kernel::{KernelPhase, OutputCursor},
 };
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error as _},
+};
 use tokio::time::{sleep, timeout};
 
 use crate::{
@@ -119,14 +122,27 @@ pub(crate) async fn start(
 }
 
 /// Reads a JSON object; nothing at all counts as an empty one.
-pub(crate) fn parse_body<T: Default + for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, ApiError> {
+pub(crate) fn parse_body<T: Default + DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }
-    let object = serde_json::from_slice::<serde_json::Map<_, _>>(body);
-    object.and_then(|object| serde_json::from_value(object.into())).map_err(|error| {
-        ApiError::bad_request(format!("the body is no JSON object of this kind: {error}"))
-    })
+    match serde_json::from_slice(body) {
+        Ok(Object(body)) => Ok(body),
+        Err(error) => {
+            Err(ApiError::bad_request(format!("the body is no JSON object of this kind: {error}")))
+        }
+    }
+}
+
+/// A JSON object. Otherwise an array would be taken for one, too.
+#[derive(Debug, Default)]
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let object = serde_json::Map::deserialize(deserializer)?;
+        serde_json::from_value(object.into()).map(Self).map_err(D::Error::custom)
+    }
 }
 
 /// Starts a kernel and waits until it can run cells.

@@ -61,7 +61,12 @@ pub(crate) fn fit(
 }
 
 fn preview(text: &str) -> String {
-    text[..text.floor_char_boundary(PREVIEW_BYTES.min(text.len()))].to_owned()
+    text[..boundary(text, PREVIEW_BYTES)].to_owned()
+}
+
+/// The last place between characters that is not after `at`.
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default()
 }
 
 /// The text in pieces of at most [`STREAM_BYTES_MAX`], cut between characters.
@@ -71,8 +76,7 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
         if rest.is_empty() {
             return None;
         }
-        let (piece, after) =
-            rest.split_at(rest.floor_char_boundary(STREAM_BYTES_MAX.min(rest.len())));
+        let (piece, after) = rest.split_at(boundary(rest, STREAM_BYTES_MAX));
         rest = after;
         Some(piece)
     })
@@ -115,7 +119,8 @@ mod tests {
         let cursor = OutputCursor { term: Term(2), number: 7 };
         let place = Some(SessionPlace { cursor, replay_from: cursor });
         let picture = message("display_data", &data);
-        assert_eq!(fit(KernelId::generate(), picture.clone(), place, 9 << 20), [picture.clone()]);
+        let whole = fit(KernelId::generate(), picture.clone(), place, 9 << 20);
+        assert_eq!(whole, std::slice::from_ref(&picture));
         let shown = fit(KernelId::generate(), picture, place, 2 << 20);
         let content: Value = shown[0].parse_content().unwrap();
         assert!(content["data"].get("image/png").is_none());

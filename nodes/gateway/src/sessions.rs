@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     auth::Caller,
     errors::ApiError,
-    kernels::{self, KernelModel, StartBody, parse_body},
+    kernels::{self, KernelModel, Object, StartBody, parse_body},
     paths::Id,
     specs,
     state::GatewayState,
@@ -50,9 +50,9 @@ struct SessionBody {
     name: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
-    kernel: Option<KernelBody>,
+    kernel: Option<Object<KernelBody>>,
     /// Where clients of before 2017 have the path.
-    notebook: Option<NotebookBody>,
+    notebook: Option<Object<NotebookBody>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -146,7 +146,9 @@ pub(crate) async fn create(
     let body: SessionBody = parse_body(&body)?;
     let missing = |what: &str| ApiError::bad_request(format!("a session needs a {what}"));
     let (path, kind) = match body.notebook {
-        Some(notebook) => (body.path.or(notebook.path), body.kind.or(Some("notebook".to_owned()))),
+        Some(Object(notebook)) => {
+            (body.path.or(notebook.path), body.kind.or(Some("notebook".to_owned())))
+        }
         None => (body.path, body.kind),
     };
     let path = path.filter(|path| !path.is_empty()).ok_or_else(|| missing("path"))?;
@@ -157,7 +159,7 @@ pub(crate) async fn create(
     {
         return Ok(created(&session));
     }
-    let spec = kernel_for(&state, &caller, body.kernel.unwrap_or_default()).await?;
+    let spec = kernel_for(&state, &caller, body.kernel.unwrap_or_default().0).await?;
     let session = SessionModel {
         id: Uuid::new_v4().to_string(),
         name: body.name.unwrap_or_default(),
@@ -220,7 +222,7 @@ pub(crate) async fn change(
     session.kind = body.kind.unwrap_or(session.kind);
     check_length(&[&session.path, &session.kind, &session.name])?;
     let spec = match body.kernel {
-        Some(wanted) if wanted.id.is_some() || wanted.name.is_some() => {
+        Some(Object(wanted)) if wanted.id.is_some() || wanted.name.is_some() => {
             kernel_for(&state, &caller, wanted).await?
         }
         _ => before.clone(),
