@@ -91,6 +91,10 @@ pub struct KernelArgs {
     /// --kernel keep].
     #[arg(long, value_enum, value_name = "WHAT")]
     on_exit: Option<OnExitArg>,
+    /// Start sessions in this directory of every node, whose files do not travel, and not in one of
+    /// their own; '.' is the notebook's.
+    #[arg(long, value_name = "PATH", conflicts_with = "kernel")]
+    directory: Option<PathBuf>,
 }
 
 /// Arguments of `kernelspec run`.
@@ -166,7 +170,7 @@ pub async fn run(context: &Context, verb: KernelspecVerb) -> Outcome {
 
 /// Serves one front-end's kernel until it is shut down.
 async fn serve(context: &Context, args: RunArgs) -> Outcome {
-    let KernelArgs { kernel, on_exit } = args.kernel;
+    let KernelArgs { kernel, on_exit, directory } = args.kernel;
     let asked_for = || env::var(KERNEL_VARIABLE).ok().filter(|text| !text.is_empty());
     let which = match (kernel.or_else(asked_for), args.kernel_id) {
         (Some(text), _) => Which::Existing(text),
@@ -174,7 +178,13 @@ async fn serve(context: &Context, args: RunArgs) -> Outcome {
         (None, None) => Which::Own,
     };
     let on_exit = on_exit.map_or_else(|| which.on_exit(), OnExit::from);
-    let options = ProxyOptions { which, on_exit, follows_parent: args.parent.is_some() };
+    // Front-ends start the process in the notebook's directory.
+    let directory = match directory.map(|path| env::current_dir().map(|here| here.join(path))) {
+        Some(path) => Some(path?.components().collect::<PathBuf>().to_string_lossy().into_owned()),
+        None => None,
+    };
+    let follows_parent = args.parent.is_some();
+    let options = ProxyOptions { which, on_exit, directory, follows_parent };
     let proxy = Proxy::bind(&args.connection_file, options).await?;
     proxy.serve(context.connect().await?).await?;
     Ok(Exit::Ok)
@@ -215,6 +225,9 @@ fn install(context: &Context, args: &InstallArgs) -> Outcome {
     }
     if let Some(on_exit) = args.kernel.on_exit.and_then(|it| it.to_possible_value()) {
         arguments.extend(["--on-exit".to_owned(), on_exit.get_name().to_owned()]);
+    }
+    if let Some(directory) = &args.kernel.directory {
+        arguments.extend(["--directory".to_owned(), directory.display().to_string()]);
     }
     let directory = args.place.folder()?.join(&args.name);
     refuse_foreign(&directory)?;

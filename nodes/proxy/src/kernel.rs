@@ -11,6 +11,9 @@ use crate::{
     error::ProxyError,
 };
 
+/// As many as survive the loss of one.
+const REPLICAS: u8 = 3;
+
 /// Which kernel of the cluster a proxy stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which {
@@ -47,20 +50,21 @@ pub enum OnExit {
 pub(crate) async fn open(
     client: &Client,
     which: &Which,
+    directory: Option<&str>,
     connection: &mut ConnectionFile,
 ) -> Result<KernelClient, ProxyError> {
     let control = client.control();
     let noted = connection.note();
     let id = match which {
         Which::Existing(text) => control.find_kernel(text).await?.kernel,
-        Which::Id(id) => start(client, *id).await?,
+        Which::Id(id) => start(client, *id, directory).await?,
         Which::Own => match noted {
             Some(note) if exists(client, note.kernel).await? => note.kernel,
             _ => {
                 // Noted first: a process that takes the place of this one finds it in any case.
                 let id = KernelId::generate();
                 connection.set_note(Some(Note { kernel: id, restart: false }))?;
-                start(client, id).await?
+                start(client, id, directory).await?
             }
         },
     };
@@ -80,17 +84,19 @@ async fn exists(client: &Client, kernel: KernelId) -> Result<bool, Fault> {
     }
 }
 
-async fn start(client: &Client, kernel: KernelId) -> Result<KernelId, Fault> {
+async fn start(
+    client: &Client,
+    kernel: KernelId,
+    directory: Option<&str>,
+) -> Result<KernelId, Fault> {
+    let directory = directory.map(str::to_owned);
     let request = StartKernel {
         kernel,
         name: None,
         replicas: REPLICAS,
         options: KernelOptions::default(),
         origin: None,
-        settings: KernelSettings::default(),
+        settings: KernelSettings { directory, ..KernelSettings::default() },
     };
     client.control().start_kernel(&request).await.map(|spec| spec.kernel)
 }
-
-/// As many as survive the loss of one.
-const REPLICAS: u8 = 3;

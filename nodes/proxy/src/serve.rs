@@ -30,6 +30,9 @@ pub struct ProxyOptions {
     pub which: Which,
     /// What becomes of the kernel when the proxy is told to end.
     pub on_exit: OnExit,
+    /// The directory of every node that a kernel it starts begins in, by an absolute path; none is a
+    /// directory of the kernel's own.
+    pub directory: Option<String>,
     /// Whether it ends when the process that started it does.
     pub follows_parent: bool,
 }
@@ -60,8 +63,10 @@ impl Proxy {
     /// # Errors
     /// [`ProxyError`] if there is no such kernel, or the cluster is lost for good.
     pub async fn serve(mut self, client: Client) -> Result<(), ProxyError> {
+        let ProxyOptions { which, directory, .. } = &self.options;
+        let open = kernel::open(&client, which, directory.as_deref(), &mut self.connection);
         let opened = tokio::select! {
-            opened = kernel::open(&client, &self.options.which, &mut self.connection) => opened?,
+            opened = open => opened?,
             () = self.lifetime.end() => {
                 // It may have been started already.
                 if let (OnExit::Stop, Some(note)) = (self.options.on_exit, self.connection.note()) {

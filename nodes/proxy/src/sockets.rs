@@ -53,18 +53,14 @@ impl Sockets {
         let (heartbeat_out, heartbeat_in) = router(&endpoints.heartbeat).await?;
         tasks.spawn(echo(heartbeat_out, heartbeat_in));
         let (sender, received) = mpsc::channel(RECEIVED_MAX);
-        let mut out = Vec::new();
-        for (channel, endpoint) in [
-            (Channel::Shell, &endpoints.shell),
-            (Channel::Control, &endpoints.control),
-            (Channel::Stdin, &endpoints.stdin),
-        ] {
+        let mut listen = async |channel, endpoint: &Endpoint| {
             let (sending, receiving) = router(endpoint).await?;
             tasks.spawn(receive(receiving, channel, key.clone(), sender.clone()));
-            out.push(sending);
-        }
-        let [shell, control, stdin] = out.as_slice() else { unreachable!("three are bound") };
-        let (shell, control, stdin) = (shell.clone(), control.clone(), stdin.clone());
+            Ok::<_, ProxyError>(sending)
+        };
+        let shell = listen(Channel::Shell, &endpoints.shell).await?;
+        let control = listen(Channel::Control, &endpoints.control).await?;
+        let stdin = listen(Channel::Stdin, &endpoints.stdin).await?;
         Ok(Self { key, shell, control, stdin, iopub, received, _tasks: tasks })
     }
 

@@ -241,7 +241,7 @@ def test_the_kernelspec_is_listed_and_removed_and_no_other_is_touched(cluster, t
     assert written["argv"][-4:] == ["--on-exit", "keep", "-f", "{connection_file}"]
     assert (folder / "logo-svg.svg").exists()
     names = {it["name"] for it in cluster.data_of("kernelspec", "list")}
-    assert names == {"callboard"}
+    assert "callboard" in names and "mine" not in names
     foreign = tmp_path / "share/jupyter/kernels/python3"
     foreign.mkdir()
     (foreign / "kernel.json").write_text('{"argv": ["python"]}')

@@ -1,9 +1,12 @@
 """Programs that run notebooks, through the kernelspec: outputs as of plain ipykernel."""
 
+import hashlib
 import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -115,3 +118,40 @@ def test_a_notebook_shows_what_it_shows_on_ipykernel(cluster, program, tmp_path)
         assert any(outputs for _, outputs in results["callboard"])
     # Each of them ended its kernel.
     assert cluster.kernels() == before
+
+
+# Notebooks of others, that no test of ours was written for: those of papermill's own tests, broken ones,
+# exits and interrupts among them. Their digests choose, so that nobody does.
+REAL = sorted(
+    (Path(papermill.__file__).parent / "tests/notebooks").glob("*.ipynb"),
+    key=lambda path: hashlib.sha256(path.name.encode()).digest(),
+)[:10]
+
+
+@pytest.fixture
+def here(cluster):
+    """A directory that sessions may enter under whatever uid, and a kernelspec that starts them there."""
+    named = ["--name", "here", "--directory", "."]
+    cluster.run("kernelspec", "install", "--prefix", cluster.prefix, *named, role="gateway")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield folder
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_a_notebook_of_others_shows_what_it_shows_on_ipykernel(cluster, here, path):
+    results = []
+    for kernel_name in ["python3", "here"]:
+        result = nbformat.v4.upgrade(nbformat.read(path, as_version=4))
+        client = NotebookClient(
+            result,
+            kernel_name=kernel_name,
+            allow_errors=True,
+            # One of them sleeps for a minute.
+            timeout=20,
+            interrupt_on_timeout=True,
+            resources={"metadata": {"path": here}},
+        )
+        client.execute()
+        results.append(shown(result))
+    assert results[0] == results[1]
