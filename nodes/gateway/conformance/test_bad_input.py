@@ -356,6 +356,29 @@ def test_an_unknown_subprotocol_is_not_answered(gateway, token, kernel):
 # How much
 
 
+@pytest.fixture(scope="module")
+def deaf(gateway, token):
+    """The kernel of a client that never reads."""
+    kernel = gateway.start_kernel(token)
+    with socket.create_connection(gateway.address, 60) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        path = gateway.channels(kernel).split(str(gateway.address[1]), 1)[1]
+        head = f"GET {path}&token={token} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        head += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(12) == b"HTTP/1.1 101"
+        yield kernel
+    assert gateway.ask("DELETE", f"/api/kernels/{kernel}", token).status == 204
+
+
+def test_a_client_that_never_reads_costs_bounded_memory(gateway, token, deaf):
+    with bounded(gateway), channels(gateway, deaf, token) as other:
+        # More than sockets and the queue of the websocket hold; the log has room for each cell.
+        for _ in range(6):
+            said = ask(other, execute("for i in range(100): print(i, 'x' * 100_000)"))
+            assert any(it["msg_type"] == "stream" for it in said), [it["msg_type"] for it in said]
+
+
 def test_a_flood_costs_bounded_memory_and_is_answered(gateway, token):
     kernel = gateway.start_kernel(token)
     head, tail = json.dumps(execute("pass", msg_id="ID")).split("ID")
@@ -380,31 +403,6 @@ def test_a_flood_costs_bounded_memory_and_is_answered(gateway, token):
     assert gateway.ask("DELETE", f"/api/kernels/{kernel}", token).status == 204
 
 
-def test_a_client_that_never_reads_costs_bounded_memory_and_is_cut_off(gateway, token):
-    kernel = gateway.start_kernel(token)
-    session = uuid.uuid4().hex
-    with bounded(gateway):
-        with socket.create_connection(gateway.address, 60) as deaf:
-            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            path = gateway.channels(kernel, session).split(str(gateway.address[1]), 1)[1]
-            head = f"GET {path}&token={token} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            head += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-            deaf.sendall(head.encode())
-            assert deaf.recv(12) == b"HTTP/1.1 101"
-            with channels(gateway, kernel, token) as other:
-                # More than sockets and the queue of the websocket hold; the log has room for each cell.
-                for _ in range(6):
-                    said = ask(other, execute("for i in range(100): print(i, 'x' * 100_000)"))
-                    assert any(it["msg_type"] == "stream" for it in said), [it["msg_type"] for it in said]
-
-            def is_alone():
-                return gateway.ask("GET", f"/api/kernels/{kernel}", token).json["connections"] == 0
-
-            assert not is_alone()
-            wait_until(is_alone, "the connection is cut", 60)
-    assert gateway.ask("DELETE", f"/api/kernels/{kernel}", token).status == 204
-
-
 def test_half_open_connections_keep_nobody_out_and_are_closed(gateway, token):
     half_open = []
     with bounded(gateway):
@@ -418,3 +416,10 @@ def test_half_open_connections_keep_nobody_out_and_are_closed(gateway, token):
             answer = connection.recv(100)
             assert not answer or answer.startswith(b"HTTP/1.1 408"), answer
             connection.close()
+
+
+def test_a_client_that_never_reads_is_cut_off(gateway, token, deaf):
+    def is_cut():
+        return gateway.ask("GET", f"/api/kernels/{deaf}", token).json["connections"] == 0
+
+    wait_until(is_cut, "the connection is cut", 60)
