@@ -34,8 +34,9 @@ test-rust: build ## Rust tests
 	@scripts/build --tests
 	@cargo test --workspace --locked --quiet
 
-test-python: setup ## Tests of the Python package inside a kernel
+test-python: build ## Tests of the Python package inside a kernel, and of Jupyter programs
 	@$(PYTHON) -m pytest -q actors/kernel/python/tests chaos/checker
+	@$(PYTHON) -m pytest -q nodes/proxy/tests
 	@CALLBOARD_TEST_ZYGOTE=1 $(PYTHON) -m pytest -q actors/kernel/python/tests
 
 test-gateway: build ## Tests of the gateway: OpenAPI, Kernel Gateway's tests, bad input, the loss of one of two

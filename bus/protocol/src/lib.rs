@@ -16,6 +16,7 @@ pub mod node;
 pub mod storage;
 pub mod subject;
 pub mod users;
+pub mod zmq;
 
 pub use envelope::Envelope;
 pub use fault::{Answer, Certainty, Fault, FaultCode};

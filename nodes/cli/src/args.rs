@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
-    bench::BenchArgs, demo::DemoArgs, gateway::GatewayArgs, node::NodeArgs, output::Format,
-    up::UpArgs,
+    bench::BenchArgs, demo::DemoArgs, gateway::GatewayArgs, kernelspec::KernelspecVerb,
+    node::NodeArgs, output::Format, up::UpArgs,
 };
 
 /// Notebook kernels that outlive their machines.
@@ -57,6 +57,9 @@ pub enum Verb {
     /// Start, look at, use and stop kernels.
     #[command(subcommand)]
     Kernel(KernelVerb),
+    /// Have Jupyter programs start kernels of the cluster as if they were processes of this machine.
+    #[command(subcommand)]
+    Kernelspec(KernelspecVerb),
     /// Say who may use a gateway's kernels, and with which access tokens.
     #[command(subcommand)]
     User(UserVerb),

@@ -24,20 +24,31 @@ pub struct Context {
     /// How to print.
     pub printer: Printer,
     file: PathBuf,
+    /// Whether the user named the file.
+    is_named: bool,
 }
 
 impl Context {
     /// What the global options say. Nothing is read yet.
     #[must_use]
     pub fn new(global: &Global) -> Self {
+        let is_named = global.context.is_some();
         let file = global.context.clone().unwrap_or_else(|| PathBuf::from(CONTEXT_DEFAULT));
-        Self { printer: Printer::new(global.output, global.no_color), file }
+        Self { printer: Printer::new(global.output, global.no_color), file, is_named }
     }
 
     /// The credentials file.
     #[must_use]
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// The credentials that programs are given which start kernels: those of the gateway, which may do
+    /// less than the operator's, unless others are named.
+    #[must_use]
+    pub fn front_end_file(&self) -> PathBuf {
+        let gateway = self.file.with_file_name("gateway.json");
+        if self.is_named || !gateway.exists() { self.file.clone() } else { gateway }
     }
 
     /// The data directory of a local `up` that wrote the credentials, if that is where they are.

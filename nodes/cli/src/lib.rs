@@ -13,6 +13,7 @@ pub mod exec;
 pub mod exit;
 pub mod gateway;
 pub mod kernel;
+pub mod kernelspec;
 pub mod kill;
 pub mod look;
 pub mod node;
@@ -86,6 +87,7 @@ async fn run(cli: Cli) -> Outcome {
         Verb::Node(args) => node::run(args).await,
         Verb::Gateway(args) => gateway::run(&context, args).await,
         Verb::Kernel(verb) => kernel::run(&context, verb).await,
+        Verb::Kernelspec(verb) => kernelspec::run(&context, verb).await,
         Verb::User(verb) => user::run(&context, verb).await,
         Verb::Outputs(args) => look::outputs(&context, args).await,
         Verb::Nodes => look::nodes(&context).await,

@@ -8,7 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use callboard_protocol::jupyter::{Channel, JupyterMessage};
+use callboard_protocol::{
+    jupyter::{Channel, JupyterMessage},
+    zmq::SigningKey,
+};
 use tokio::{
     process::{Child, Command},
     sync::mpsc,
@@ -17,7 +20,6 @@ use tokio::{
 use super::{
     process::LaunchError,
     sockets::{CONTROL, HEARTBEAT, IOPUB, SHELL, STDIN, Sockets},
-    wire::SigningKey,
 };
 
 /// Says that the process will be given a uid of its own.

@@ -17,7 +17,6 @@ mod pool;
 mod process;
 mod sockets;
 mod state_socket;
-mod wire;
 mod zygote;
 
 pub use cgroup::{CGROUP_ROOT, Cgroups};

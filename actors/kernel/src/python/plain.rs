@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use callboard_protocol::jupyter::{Channel, JupyterMessage};
+use callboard_protocol::{
+    jupyter::{Channel, JupyterMessage},
+    zmq::SigningKey,
+};
 use nix::sys::signal::{Signal, killpg};
 use tokio::sync::mpsc;
 
@@ -11,7 +14,6 @@ use super::{
     launch::{SocketDirectory, probe, spawn},
     process::{LaunchError, READY_WITHIN, ended},
     sockets::Sockets,
-    wire::SigningKey,
 };
 use crate::running_cell::{IopubKind, classify};
 

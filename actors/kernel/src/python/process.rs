@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use callboard_protocol::jupyter::JupyterMessage;
+use callboard_protocol::{jupyter::JupyterMessage, zmq::SigningKey};
 use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
@@ -26,7 +26,6 @@ use super::{
     launch::{SocketDirectory, probe, set_isolated, spawn, write_connection},
     sockets::Sockets,
     state_socket::{self, FromPython, Hello, PROTOCOL_VERSION, RestoreGroup},
-    wire::SigningKey,
     zygote::{ForkRequest, Zygote},
 };
 

@@ -3,14 +3,15 @@
 use std::{io, path::Path, time::Duration};
 
 use bytes::Bytes;
-use callboard_protocol::jupyter::{Channel, JupyterMessage};
+use callboard_protocol::{
+    jupyter::{Channel, JupyterMessage},
+    zmq::SigningKey,
+};
 use tokio::{sync::mpsc, task::JoinHandle};
 use zeromq::{
-    DealerSocket, Socket, SocketOptions, SocketRecv, SocketSend, SubSocket, ZmqError,
+    DealerSocket, Socket, SocketOptions, SocketRecv, SocketSend, SubSocket, ZmqError, ZmqMessage,
     util::PeerIdentity,
 };
-
-use super::wire::SigningKey;
 
 const CONNECT_POLL: Duration = Duration::from_millis(5);
 
@@ -45,7 +46,8 @@ impl Sockets {
         let (key_in, to) = (key.clone(), received.clone());
         tasks.push(tokio::spawn(async move {
             while let Ok(frames) = iopub.recv().await {
-                let Some(message) = key_in.decode(Channel::Iopub, frames) else { continue };
+                let decoded = key_in.decode(Channel::Iopub, frames.into_vec());
+                let Ok((_, message)) = decoded else { continue };
                 if to.send(message).is_err() {
                     break;
                 }
@@ -120,7 +122,8 @@ fn serve(
     let signing = key.clone();
     let sending = tokio::spawn(async move {
         while let Some(message) = outgoing.recv().await {
-            if let Err(error) = sink.send(signing.encode(&message)).await {
+            let Ok(frames) = ZmqMessage::try_from(signing.encode([], &message)) else { continue };
+            if let Err(error) = sink.send(frames).await {
                 tracing::debug!(%error, ?channel, "the kernel's socket is gone");
                 break;
             }
@@ -128,7 +131,7 @@ fn serve(
     });
     let receiving = tokio::spawn(async move {
         while let Ok(frames) = source.recv().await {
-            let Some(message) = key.decode(channel, frames) else { continue };
+            let Ok((_, message)) = key.decode(channel, frames.into_vec()) else { continue };
             if received.send(message).is_err() {
                 break;
             }
