@@ -116,7 +116,16 @@ def raw(gateway, *parts: bytes) -> bytes:
 # Who asks
 
 
-BAD_TOKENS = ["x", "cb_", "cb_aaaaaaaaaaaa_", "cb_aaaaaaaaaaaa_" + "A" * 43, "cb_../../../etc_passwd", "a" * 8000, "é", "\x00"]
+BAD_TOKENS = [
+    "x",
+    "cb_",
+    "cb_aaaaaaaaaaaa_",
+    "cb_aaaaaaaaaaaa_" + "A" * 43,
+    "cb_../../../etc_passwd",
+    "a" * 8000,
+    "é",
+    "\x00",
+]
 
 
 @pytest.mark.parametrize("bad", BAD_TOKENS, ids=range(len(BAD_TOKENS)))
@@ -183,14 +192,26 @@ def test_another_users_kernel_is_not_there(gateway, kernel):
 # What is asked
 
 
-HOSTILE = ["..", "../..", "..%2f..%2fetc%2fpasswd", "%00", "a" * 4000, "*", "%3e", "cb.v1.x", "%ff", "1;rm -rf", "{id}", "$SYS"]
+HOSTILE = [
+    "..",
+    "../..",
+    "..%2f..%2fetc%2fpasswd",
+    "%00",
+    "a" * 4000,
+    "*",
+    "%3e",
+    "cb.v1.x",
+    "%ff",
+    "1;rm%20-rf",
+    "{id}",
+    "$SYS",
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_names_in_paths_are_not_found(gateway, token, name):
-    name = name.replace(" ", "%20")
-    for path in [f"/api/kernels/{name}", f"/api/kernelspecs/{name}", f"/kernelspecs/python3/{name}", f"/kernelspecs/{name}/logo-svg.svg"]:
-        answer = gateway.ask("GET", path, token)
+    for path in ["/api/kernels/{}", "/api/kernelspecs/{}", "/kernelspecs/python3/{}", "/kernelspecs/{}/logo-svg.svg"]:
+        answer = gateway.ask("GET", path.replace("{}", name), token)
         # What dots lead to may exist.
         assert answer.status in (400, 404) or (".." in name and answer.status == 200), answer
         assert b"root:" not in answer.body
@@ -198,11 +219,21 @@ def test_hostile_names_in_paths_are_not_found(gateway, token, name):
             answer.refuses(answer.status)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"{", b"[]", b"null", b"1", b'"', b"\xff\xfe", b"{\"name\": 1}", b"{\"env\": []}", b"[" * 100_000, b"{\"env\": {\"KERNEL_ID\": 1}}"],
-    ids=range(10),
-)
+BAD_BODIES = [
+    b"{",
+    b"[]",
+    b"null",
+    b"1",
+    b'"',
+    b"\xff\xfe",
+    b'{"name": 1}',
+    b'{"env": []}',
+    b"[" * 100_000,
+    b'{"env": {"KERNEL_ID": 1}}',
+]
+
+
+@pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
 def test_a_body_that_is_no_request_is_refused(gateway, token, body):
     gateway.ask("POST", "/api/kernels", token, body).refuses(400, "JSON")
 
@@ -231,10 +262,9 @@ def test_other_hostile_variables_do_not_reach_the_kernel(gateway, token):
     assert gateway.ask("DELETE", f"/api/kernels/{answer.json['id']}", token).status == 204
 
 
-@pytest.mark.parametrize("name", ["fake", "../python3", "", "python4" * 1000])
+@pytest.mark.parametrize("name", ["fake", "../python3", "python4" * 1000], ids=range(3))
 def test_an_unknown_kernelspec_is_named(gateway, token, name):
-    if name:
-        gateway.ask("POST", "/api/kernels", token, {"name": name}).refuses(404, "python3")
+    gateway.ask("POST", "/api/kernels", token, {"name": name}).refuses(404, "python3")
 
 
 def test_methods_that_a_path_does_not_have_are_named(gateway, token):
@@ -275,7 +305,16 @@ def test_an_enormous_head_is_refused(gateway):
     assert status.startswith((b"HTTP/1.1 4",)) or not status, status
 
 
-@pytest.mark.parametrize("junk", [b"\x00\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00" * 20, b"GET /\xff HTTP/1.1\r\n\r\n"])
+JUNK = [
+    b"\x00\r\n\r\n",
+    b"GET\r\n\r\n",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00" * 20,
+    b"GET /\xff HTTP/1.1\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
 def test_what_is_no_http_is_refused(gateway, junk):
     answer = raw(gateway, junk, b"\r\n\r\n")
     assert not answer or answer.startswith(b"HTTP/1.1 4"), answer
@@ -325,7 +364,16 @@ def test_a_bad_frame_is_told_and_ten_close_the_websocket(gateway, token, kernel,
         assert closed_with(socket)[0] == 1002
 
 
-@pytest.mark.parametrize("frame", [b"", b"\x00" * 8, struct.pack("<Q", 1 << 63), struct.pack("<7Q", 6, 56, 1, 2, 3, 4, 5), "text"])
+BAD_V1_FRAMES = [
+    b"",
+    b"\x00" * 8,
+    struct.pack("<Q", 1 << 63),
+    struct.pack("<7Q", 6, 56, 1, 2, 3, 4, 5),
+    "text",
+]
+
+
+@pytest.mark.parametrize("frame", BAD_V1_FRAMES, ids=range(len(BAD_V1_FRAMES)))
 def test_bad_frames_of_the_v1_framing_close_the_websocket(gateway, token, kernel, frame):
     with channels(gateway, kernel, token, subprotocols=[V1]) as socket:
         assert socket.subprotocol == V1
