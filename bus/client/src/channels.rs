@@ -817,7 +817,7 @@ impl Channels {
         if let Some(place) = place
             && is_done
         {
-            (self.closed, self.open) = (place.cell, None);
+            (self.closed, self.open) = (self.closed.max(place.cell), None);
             self.settle(Some(place));
         }
     }

@@ -79,7 +79,8 @@ class FrontEnd:
 
     def code(self, cell: int) -> str:
         """A cell that prints line by line."""
-        return f"import time\nfor i in range({LINES}):\n    print('{self.number}.{cell}.%d' % i, flush=True); time.sleep(0.03)"
+        line = f"print('{self.number}.{cell}.%d' % i, flush=True)"
+        return f"import time\nfor i in range({LINES}):\n    {line}; time.sleep(0.03)"
 
     def check(self) -> None:
         """Fails unless every cell shows what it printed, once."""

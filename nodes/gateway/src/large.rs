@@ -125,6 +125,6 @@ mod tests {
         let content: Value = shown[0].parse_content().unwrap();
         assert!(content["data"].get("image/png").is_none());
         let html = content["data"]["text/html"].as_str().unwrap();
-        assert!(html.contains("/outputs/2.7\"") && html.contains("3 MiB"), "{html}");
+        assert!(html.contains("/outputs/2.7\"") && html.contains("4 MiB"), "{html}");
     }
 }
