@@ -38,6 +38,10 @@ def accept_with_nodelay(self):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection, address
 socket.socket.accept = accept_with_nodelay
+# Tornado turns it off again after each answer.
+from tornado.iostream import IOStream
+set_nodelay = IOStream.set_nodelay
+IOStream.set_nodelay = lambda self, value: set_nodelay(self, True)
 from kernel_gateway import launch_instance
 launch_instance()
 ";
