@@ -297,6 +297,7 @@ fn settings_and_needs_of_kernels_keep_their_first_version() {
         origin: None,
         settings,
         needs: Some(needs),
+        labels: BTreeMap::new(),
     };
     holds("kernel_spec_needs", &spec);
     let reason = "every node holds a member already".to_owned();

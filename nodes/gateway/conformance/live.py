@@ -66,6 +66,7 @@ class Gateway(Process):
         super().__init__(command, cluster.folder, name)
         said = next(line for line in self.log.read_text().splitlines() if '"ready"' in line)
         self.url: str = json.loads(said)["url"]
+        wait_until(lambda: self.ask("GET", "/api", "no token").status == 401, "the users are known")
 
     @property
     def address(self) -> tuple[str, int]:

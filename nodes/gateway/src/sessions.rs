@@ -146,10 +146,10 @@ pub(crate) async fn create(
     let body: SessionBody = parse_body(&body)?;
     let missing = |what: &str| ApiError::bad_request(format!("a session needs a {what}"));
     let (path, kind) = match body.notebook {
-        Some(Object(notebook)) => {
-            (body.path.or(notebook.path), body.kind.or(Some("notebook".to_owned())))
+        Some(Object(notebook)) if body.path.is_none() => {
+            (notebook.path, body.kind.or(Some("notebook".to_owned())))
         }
-        None => (body.path, body.kind),
+        _ => (body.path, body.kind),
     };
     let path = path.filter(|path| !path.is_empty()).ok_or_else(|| missing("path"))?;
     let kind = kind.filter(|kind| !kind.is_empty()).ok_or_else(|| missing("type"))?;

@@ -5,11 +5,7 @@ use callboard_protocol::users::{AccessToken, TokenId};
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let _ = TokenId::new(text);
-    match text.parse::<AccessToken>() {
-        Ok(token) => {
-            assert_eq!(token.to_string(), text);
-            assert!(!format!("{token:?}").contains(&token.secret));
-        }
-        Err(error) => assert!(text.len() < 8 || !error.to_string().contains(text)),
-    }
+    let Ok(token) = text.parse::<AccessToken>() else { return };
+    assert_eq!(token.to_string(), text);
+    assert!(!format!("{token:?}").contains(&token.secret));
 });
