@@ -41,7 +41,7 @@ test-python: build ## Tests of the Python package inside a kernel, and of Jupyte
 
 test-gateway: build ## Tests of the gateway: OpenAPI, Kernel Gateway's tests, bad input, the loss of one of two
 	@scripts/setup --gateway
-	@.venv-gateway/bin/python -m pytest -q nodes/gateway/conformance
+	@CALLBOARD=$(abspath $(CALLBOARD)) .venv-gateway/bin/python -m pytest -q nodes/gateway/conformance
 
 fuzz: tools ## Fuzz every parser that reads what strangers send, each for FUZZ_SECONDS (600)
 	@scripts/fuzz
