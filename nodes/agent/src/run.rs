@@ -193,8 +193,7 @@ async fn start(
     let incarnation = dir.begin_life()?;
     let previous_end = dir.take_last_end();
     tracing::info!(node = %options.node, disk = %dir.disk(), %incarnation, "starting");
-    let run_dir = dir.run_dir();
-    end_leftovers(&run_dir)?;
+    let run_dir = end_leftovers(dir.run_dir())?;
     let lanes = connect(options).await?;
     let (storage, exchange) = open_storage(options, dir.root(), &reserve, &lanes).await?;
     let (chunks, pins) = (storage.chunks.clone(), storage.pins.clone());
@@ -256,14 +255,14 @@ async fn start(
     RunningNode::start(parts, make_factory).await
 }
 
-/// Ends what a former life of this node left behind.
-fn end_leftovers(run_dir: &Path) -> Result<(), NodeError> {
-    let fail = |source| NodeError::Sweep { path: run_dir.to_owned(), source };
-    let swept = sweep(run_dir).map_err(fail)?;
+/// Ends what a former life of this node left behind in the directory, and gives it back.
+fn end_leftovers(run_dir: PathBuf) -> Result<PathBuf, NodeError> {
+    let fail = |source| NodeError::Sweep { path: run_dir.clone(), source };
+    let swept = sweep(&run_dir).map_err(fail)?;
     if !swept.processes.is_empty() {
         tracing::warn!(processes = ?swept.processes, "ended what a former life left behind");
     }
-    Ok(())
+    Ok(run_dir)
 }
 
 /// The chunks on this disk, and their way to and from other nodes.
