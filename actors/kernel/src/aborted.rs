@@ -5,15 +5,15 @@
 //! Jupyter messaging specification). A stock kernel aborts what is in its queue; here the queue is
 //! the log, so the executor ends the waiting cells with an `aborted` reply.
 
-use bytes::Bytes;
 use callboard_policy::terms::KernelLog;
 use callboard_protocol::{
     KernelId,
     jupyter::{Channel, JupyterMessage},
 };
 use serde::Deserialize;
+use serde_json::json;
 
-use crate::python::Captured;
+use crate::{python::Captured, said};
 
 #[derive(Deserialize)]
 struct Wish {
@@ -42,59 +42,14 @@ pub(crate) fn has_raised(reply: &JupyterMessage) -> bool {
 
 /// The reply to a cell that is not run, and the `idle` status that ends it.
 pub(crate) fn aborted(kernel: KernelId, request: &JupyterMessage) -> [JupyterMessage; 2] {
-    let message = |channel, msg_type: &str, content: serde_json::Value| {
-        let header = serde_json::json!({
-            "msg_id": uuid::Uuid::new_v4(), "msg_type": msg_type, "session": kernel,
-            "username": "callboard", "version": "5.4", "date": null,
-        });
-        JupyterMessage {
-            channel,
-            header: Bytes::from(header.to_string()),
-            parent_header: request.header.clone(),
-            metadata: Bytes::from_static(b"{}"),
-            content: Bytes::from(content.to_string()),
-            buffers: Vec::new(),
-        }
+    let message = |channel, msg_type, content| JupyterMessage {
+        parent_header: request.header.clone(),
+        ..said::message(kernel, channel, msg_type, &content)
     };
     [
-        message(Channel::Shell, "execute_reply", serde_json::json!({ "status": "aborted" })),
-        message(Channel::Iopub, "status", serde_json::json!({ "execution_state": "idle" })),
+        message(Channel::Shell, "execute_reply", json!({ "status": "aborted" })),
+        message(Channel::Iopub, "status", json!({ "execution_state": "idle" })),
     ]
-}
-
-/// A status of the kernel that no request caused.
-pub(crate) fn status(kernel: KernelId, state: &str) -> JupyterMessage {
-    let header = serde_json::json!({
-        "msg_id": uuid::Uuid::new_v4(), "msg_type": "status", "session": kernel,
-        "username": "callboard", "version": "5.4", "date": null,
-    });
-    let content = serde_json::json!({ "execution_state": state });
-    JupyterMessage {
-        channel: Channel::Iopub,
-        header: Bytes::from(header.to_string()),
-        parent_header: Bytes::from_static(b"{}"),
-        metadata: Bytes::from_static(b"{}"),
-        content: Bytes::from(content.to_string()),
-        buffers: Vec::new(),
-    }
-}
-
-/// A line that a cell shows on its standard error, though it did not write it.
-pub(crate) fn said(kernel: KernelId, msg_id: &str, text: &str) -> JupyterMessage {
-    let header = serde_json::json!({
-        "msg_id": uuid::Uuid::new_v4(), "msg_type": "stream", "session": kernel,
-        "username": "callboard", "version": "5.4", "date": null,
-    });
-    let parent = serde_json::json!({ "msg_id": msg_id, "msg_type": "execute_request" });
-    let content = serde_json::json!({ "name": "stderr", "text": text });
-    JupyterMessage {
-        channel: Channel::Iopub,
-        header: Bytes::from(header.to_string()),
-        parent_header: Bytes::from(parent.to_string()),
-        metadata: Bytes::from_static(b"{}"),
-        content: Bytes::from(content.to_string()),
-        buffers: Vec::new(),
-    }
 }
 
 /// What a cell that is not run changes: nothing.

@@ -16,6 +16,7 @@ mod refusal;
 mod replica;
 mod requests;
 mod running_cell;
+mod said;
 mod state;
 
 use std::{

@@ -21,8 +21,8 @@ pub mod wal;
 
 pub use chunks::{
     CHUNK_LENGTH_MAX, ChunkCounters, ChunkError, ChunkFaults, ChunkHold, ChunkId, ChunkPins,
-    ChunkRoom, ChunkStep, ChunkStore, ChunkStoreOptions, Collected, GRACE_MIN, Holder, OwnerUsage,
-    RECEIPT_VALID, Waiting, Witness,
+    ChunkRoom, ChunkStep, ChunkStore, ChunkStoreOptions, Collected, GRACE_MIN, Heard, Holder,
+    OwnerUsage, RECEIPT_VALID, Waiting, Witness,
 };
 pub use disk::{Disk, RealDisk};
 pub use dormant::{Closed, Dormant, SleepNote};

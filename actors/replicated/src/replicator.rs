@@ -147,7 +147,8 @@ impl Replicator {
         self.inner.failed.clone()
     }
 
-    /// Erases a closed group's log and snapshots durably.
+    /// Erases a closed group's log and snapshots durably; what a crash left of an earlier attempt
+    /// as well.
     ///
     /// # Errors
     /// [`OpenError::AlreadyOpen`], or what the disk says.
@@ -155,7 +156,9 @@ impl Replicator {
         if locked(&self.inner.open).contains(group) {
             return Err(OpenError::AlreadyOpen(group.clone()));
         }
-        self.inner.wal.append(group, [Record::Erase]).synced().await?;
+        if self.known_groups().contains(group) || self.corrupt_groups().contains(group) {
+            self.inner.wal.append(group, [Record::Erase]).synced().await?;
+        }
         let files = self.snapshot_files(group);
         let failed = |source| OpenError::Snapshot { group: group.clone(), source };
         files.erase().await.map_err(failed)?;

@@ -4,7 +4,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -275,6 +278,25 @@ async fn a_member_that_sleeps_keeps_what_it_named_and_holds_up_nothing() {
     world.pins.publish(&holder(1), names.clone(), names);
     assert!(world.pins.freeze(&holder(1)));
     world.pins.unregister(&holder(1), registration);
+    advance(GRACE * 2).await;
+    world.collect().await;
+    assert_eq!(world.store.missing(&owner(), &[content(1).0, content(2).0]), [content(2).0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_that_are_never_up_to_date_at_the_same_moment_hold_up_nothing() {
+    let world = World::new(3, GRACE);
+    world.store.put_many(&owner(), vec![content(1), content(2)]).await.unwrap();
+    let names = Names::from([content(1).0]);
+    for kernel in 1..=2 {
+        // Each look finds one of the two behind.
+        let (looks, of_witness) = (AtomicU64::new(kernel), names.clone());
+        let witness = move || {
+            looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(2).then(|| of_witness.clone())
+        };
+        world.pins.register(holder(kernel), owner(), Arc::new(witness));
+        world.pins.publish(&holder(kernel), names.clone(), names.clone());
+    }
     advance(GRACE * 2).await;
     world.collect().await;
     assert_eq!(world.store.missing(&owner(), &[content(1).0, content(2).0]), [content(2).0]);

@@ -6,7 +6,6 @@
 pub mod channels;
 pub mod client;
 pub mod control;
-pub mod date;
 pub mod execute;
 pub mod kernel;
 pub mod ledger;

@@ -2,17 +2,11 @@
 
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use callboard_protocol::{
-    jupyter::{Channel, JupyterMessage},
+    jupyter::{Channel, JupyterMessage, OwnHeader},
     kernel::Level,
 };
 use serde_json::{Value, json};
-
-use crate::date::iso8601;
-
-/// Version of the Jupyter message protocol that requests state.
-pub const JUPYTER_VERSION: &str = "5.4";
 
 /// A message that asks a kernel to run `code`.
 #[must_use]
@@ -26,36 +20,25 @@ pub fn execute_request(code: &str, msg_id: &str, session: &str, level: Level) ->
         "stop_on_error": true,
     });
     let metadata = json!({ "callboard": { "level": level } });
-    message(Channel::Shell, &header("execute_request", msg_id, session), &metadata, &content)
+    let message = own(Channel::Shell, "execute_request", msg_id, session, &content);
+    JupyterMessage { metadata: metadata.to_string().into(), ..message }
 }
 
 /// A message on the control channel, such as `interrupt_request`.
 #[must_use]
 pub fn control_request(msg_type: &str, msg_id: &str, session: &str) -> JupyterMessage {
-    message(Channel::Control, &header(msg_type, msg_id, session), &json!({}), &json!({}))
+    own(Channel::Control, msg_type, msg_id, session, &json!({}))
 }
 
-fn header(msg_type: &str, msg_id: &str, session: &str) -> Value {
-    json!({
-        "msg_id": msg_id,
-        "msg_type": msg_type,
-        "session": session,
-        "username": "callboard",
-        "date": iso8601(SystemTime::now()),
-        "version": JUPYTER_VERSION,
-    })
-}
-
-fn message(channel: Channel, header: &Value, metadata: &Value, content: &Value) -> JupyterMessage {
-    let part = |value: &Value| Bytes::from(value.to_string());
-    JupyterMessage {
-        channel,
-        header: part(header),
-        parent_header: Bytes::from_static(b"{}"),
-        metadata: part(metadata),
-        content: part(content),
-        buffers: Vec::new(),
-    }
+fn own(
+    channel: Channel,
+    msg_type: &str,
+    msg_id: &str,
+    session: &str,
+    content: &Value,
+) -> JupyterMessage {
+    let header = OwnHeader { msg_id, msg_type, session, at: SystemTime::now() };
+    JupyterMessage::own(channel, header, content)
 }
 
 #[cfg(test)]

@@ -8,12 +8,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use callboard_protocol::{
     KernelId,
-    jupyter::{Channel, JupyterMessage},
+    jupyter::{Channel, JupyterMessage, OwnHeader},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
-
-use crate::{date::iso8601, request::JUPYTER_VERSION};
 
 /// What an error of Callboard's own is called in a cell.
 pub const ERROR_NAME: &str = "Callboard";
@@ -79,22 +77,14 @@ impl Said<'_> {
         content: &Value,
     ) -> JupyterMessage {
         let name = [msg_type.as_bytes(), salt.as_bytes(), self.parent].join(&0);
-        let header = json!({
-            "msg_id": Uuid::new_v5(&self.kernel.0, &name),
-            "msg_type": msg_type,
-            "session": self.kernel,
-            "username": "callboard",
-            "date": iso8601(SystemTime::now()),
-            "version": JUPYTER_VERSION,
-        });
-        JupyterMessage {
-            channel,
-            header: Bytes::from(header.to_string()),
-            parent_header: self.parent.clone(),
-            metadata: Bytes::from_static(b"{}"),
-            content: Bytes::from(content.to_string()),
-            buffers: Vec::new(),
-        }
+        let header = OwnHeader {
+            msg_id: &Uuid::new_v5(&self.kernel.0, &name).to_string(),
+            msg_type,
+            session: &self.kernel.to_string(),
+            at: SystemTime::now(),
+        };
+        let message = JupyterMessage::own(channel, header, content);
+        JupyterMessage { parent_header: self.parent.clone(), ..message }
     }
 }
 

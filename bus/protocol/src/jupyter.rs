@@ -4,10 +4,14 @@
 //! offsets, then the parts `channel, header, parent_header, metadata, content, buffers…` end to
 //! end. The first offset is where the first part starts, the last one is the total length.
 
+mod own;
+
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
+
+pub use self::own::{JUPYTER_VERSION, OwnHeader};
 
 /// Most buffers one message may have; a message with more is malformed rather than useful.
 pub const BUFFERS_MAX: usize = 4096;

@@ -5,6 +5,7 @@
 pub mod audit;
 mod base64_bytes;
 pub mod control;
+pub mod date;
 pub mod envelope;
 pub mod environment;
 pub mod fault;

@@ -5,14 +5,14 @@
 
 mod grants;
 mod headers;
+mod requests;
 mod subscribe;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, Event, ServerError,
-    client::{PublishErrorKind, RequestErrorKind},
-    connection::State,
+    Client, ConnectErrorKind, ConnectOptions, Event, ServerError, StatusCode,
+    client::PublishErrorKind, connection::State,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use self::requests::Requests;
 use crate::{
     bus::{Bus, BusError, BusHealth, Lanes, Message, ReplyTo, SUBSCRIPTION_CAPACITY, Subscription},
     permissions::Credentials,
@@ -136,6 +137,7 @@ pub struct NatsBus {
     client: Client,
     health: watch::Receiver<BusHealth>,
     violations: broadcast::Sender<Violation>,
+    requests: Requests,
 }
 
 impl NatsBus {
@@ -204,7 +206,6 @@ impl NatsBus {
                 .custom_inbox_prefix(&options.inbox_prefix)
                 .connection_timeout(options.connect_timeout.min(Duration::from_secs(2)))
                 .ping_interval(PING_INTERVAL)
-                .request_timeout(None)
                 .subscription_capacity(SUBSCRIPTION_CAPACITY)
                 .client_capacity(OUTGOING_CAPACITY)
                 .max_reconnects(None)
@@ -215,7 +216,8 @@ impl NatsBus {
                 })
                 .connect(&options.url)
                 .await?;
-        Ok(Self { client, health, violations })
+        let requests = Requests::subscribe(&client).await.map_err(|_| ConnectErrorKind::Io)?;
+        Ok(Self { client, health, violations, requests })
     }
 
     fn check(&self, payload: &Bytes) -> Result<(), BusError> {
@@ -229,13 +231,21 @@ impl NatsBus {
     async fn send(
         &self,
         subject: String,
+        reply_to: Option<&str>,
         envelope: &Envelope,
         payload: Bytes,
     ) -> Result<(), BusError> {
         self.check(&payload)?;
         let length = payload.len();
-        let headers = headers::from_envelope(envelope);
-        let publishing = self.client.publish_with_headers(subject.clone(), headers, payload);
+        let (to, headers) = (subject.clone(), headers::from_envelope(envelope));
+        let publishing = async {
+            match reply_to.map(str::to_owned) {
+                Some(inbox) => {
+                    self.client.publish_with_reply_and_headers(to, inbox, headers, payload).await
+                }
+                None => self.client.publish_with_headers(to, headers, payload).await,
+            }
+        };
         match timeout(ENQUEUE_TIMEOUT, publishing).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(match error.kind() {
@@ -258,7 +268,7 @@ impl Bus for NatsBus {
         envelope: &Envelope,
         payload: Bytes,
     ) -> Result<(), BusError> {
-        self.send(subject.to_string(), envelope, payload).await
+        self.send(subject.to_string(), None, envelope, payload).await
     }
 
     async fn request(
@@ -268,14 +278,14 @@ impl Bus for NatsBus {
         payload: Bytes,
         deadline: Duration,
     ) -> Result<Message, BusError> {
-        self.check(&payload)?;
-        let length = payload.len();
         let text = subject.to_string();
         let mut violations = self.violations.subscribe();
-        let request = async_nats::Request::new()
-            .headers(headers::from_envelope(envelope))
-            .payload(payload)
-            .timeout(None);
+        let mut expected = self.requests.expect();
+        let inbox = expected.reply_to().to_owned();
+        let request = async {
+            self.send(text.clone(), Some(&inbox), envelope, payload).await?;
+            expected.answer().await.ok_or_else(disconnected)
+        };
         let forbidden = async {
             let wanted = Violation { subscription: false, subject: text.clone() };
             loop {
@@ -287,24 +297,19 @@ impl Bus for NatsBus {
             }
         };
         let answer = tokio::select! {
-            answer = timeout(deadline, self.client.send_request(text.clone(), request)) => answer,
+            answer = timeout(deadline, request) => answer,
             () = forbidden => return Err(BusError::Forbidden(text)),
         };
-        let waited_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         match answer {
-            Err(_) => Err(BusError::TimedOut { subject: text, waited_ms }),
+            Ok(Ok(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
+                Err(BusError::NoResponders(text))
+            }
             Ok(Ok(message)) => Ok(headers::to_message(subject.clone(), message)),
-            Ok(Err(error)) => Err(match error.kind() {
-                RequestErrorKind::NoResponders => BusError::NoResponders(text),
-                // After `Other` the request may be on its way.
-                RequestErrorKind::TimedOut | RequestErrorKind::Other => {
-                    BusError::TimedOut { subject: text, waited_ms }
-                }
-                RequestErrorKind::MaxPayloadExceeded => {
-                    BusError::TooLarge { length, limit: self.payload_max() }
-                }
-                RequestErrorKind::InvalidSubject => BusError::Forbidden(text),
-            }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                let waited_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+                Err(BusError::TimedOut { subject: text, waited_ms })
+            }
         }
     }
 
@@ -314,7 +319,7 @@ impl Bus for NatsBus {
         envelope: &Envelope,
         payload: Bytes,
     ) -> Result<(), BusError> {
-        self.send(reply_to.0.clone(), envelope, payload).await
+        self.send(reply_to.0.clone(), None, envelope, payload).await
     }
 
     async fn subscribe(&self, pattern: &SubjectPattern) -> Result<Subscription, BusError> {

@@ -309,10 +309,7 @@ impl KeeperState {
 
     async fn erase(&mut self, key: MemberKey) {
         let group = self.group_of(&key);
-        let replicator = &self.args.replicator;
-        let has_records = replicator.known_groups().contains(&group)
-            || replicator.corrupt_groups().contains(&group);
-        if has_records && let Err(error) = replicator.erase(&group).await {
+        if let Err(error) = self.args.replicator.erase(&group).await {
             tracing::warn!(kernel = %key.0, %error, "a log could not be erased; it is tried again");
             return;
         }
@@ -323,6 +320,7 @@ impl KeeperState {
         self.args.pins.forget(&(group, key.1));
         self.noted.remove(&key);
         self.without_log.remove(&key);
+        self.not_before.remove(&key);
         let mut others = self.noted.keys().chain(self.running.keys());
         if !others.any(|other| other.0 == key.0) {
             let is_stopped = self.args.group.read(|state| state.is_stopped(key.0));

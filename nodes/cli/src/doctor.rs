@@ -192,7 +192,7 @@ async fn isolation(config: &ClusterConfig, data: &Path) -> Finding {
 
 /// Only dates in messages come from this clock; a wrong one confuses people and certificates.
 fn clock(now: SystemTime) -> Finding {
-    let date = callboard_client::date::iso8601(now);
+    let date = callboard_protocol::date::iso8601(now);
     if date.as_str() < "2025" {
         let text = format!("the clock says {date}: set it, for example with timedatectl");
         return Finding::new("clock", Verdict::Warn, text);

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use callboard_client::date::iso8601;
 use callboard_protocol::{
     audit::{AUDITED, Audit},
     control::{NodeHealth, NodeStatus},
+    date::iso8601,
     jupyter::JupyterMessage,
     kernel::{Output, OutputCursor, OutputPlace},
 };

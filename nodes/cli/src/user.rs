@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use callboard_client::{ControlClient, date::iso8601};
+use callboard_client::ControlClient;
 use callboard_protocol::{
     OwnerId,
+    date::iso8601,
     users::{TokenEntry, TokenId, UserEntry, UserRole},
 };
 use serde_json::json;

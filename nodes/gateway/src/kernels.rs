@@ -10,10 +10,11 @@ use actix_web::{
     http::{StatusCode, header},
     post, web,
 };
-use callboard_client::{Client, date::iso8601, own};
+use callboard_client::{Client, own};
 use callboard_protocol::{
     Fault, KernelId,
     control::{KernelOptions, KernelSettings, KernelSpec, StartKernel},
+    date::iso8601,
     jupyter::JupyterMessage,
     kernel::{KernelPhase, OutputCursor},
 };

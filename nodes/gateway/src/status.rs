@@ -1,7 +1,7 @@
 //! What is neither kernel nor kernelspec: versions, the user, the gateway itself.
 
 use actix_web::{HttpResponse, get, web};
-use callboard_client::date::iso8601;
+use callboard_protocol::date::iso8601;
 use serde_json::json;
 
 use crate::{auth::Caller, document::OPENAPI, errors::ApiError, kernels, state::GatewayState};

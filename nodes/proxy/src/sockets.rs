@@ -3,9 +3,8 @@
 use std::{fs, os::unix::fs::FileTypeExt as _, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
-use callboard_client::{date::iso8601, request::JUPYTER_VERSION};
 use callboard_protocol::{
-    jupyter::{Channel, JupyterMessage},
+    jupyter::{Channel, JupyterMessage, OwnHeader},
     zmq::SigningKey,
 };
 use serde_json::json;
@@ -142,23 +141,14 @@ async fn receive(
 fn welcome(key: SigningKey) -> Welcome {
     let session = Uuid::new_v4().to_string();
     Arc::new(move |topic| {
-        let header = json!({
-            "msg_id": Uuid::new_v4(),
-            "msg_type": "iopub_welcome",
-            "session": session,
-            "username": "callboard",
-            "date": iso8601(SystemTime::now()),
-            "version": JUPYTER_VERSION,
-        });
-        let content = json!({ "subscription": String::from_utf8_lossy(topic) });
-        let message = JupyterMessage {
-            channel: Channel::Iopub,
-            header: Bytes::from(header.to_string()),
-            parent_header: Bytes::from_static(b"{}"),
-            metadata: Bytes::from_static(b"{}"),
-            content: Bytes::from(content.to_string()),
-            buffers: Vec::new(),
+        let header = OwnHeader {
+            msg_id: &Uuid::new_v4().to_string(),
+            msg_type: "iopub_welcome",
+            session: &session,
+            at: SystemTime::now(),
         };
+        let content = json!({ "subscription": String::from_utf8_lossy(topic) });
+        let message = JupyterMessage::own(Channel::Iopub, header, &content);
         key.encode([topic.clone()], &message)
     })
 }

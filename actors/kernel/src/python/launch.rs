@@ -4,14 +4,14 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
 use callboard_protocol::{
-    jupyter::{Channel, JupyterMessage},
+    jupyter::{Channel, JupyterMessage, OwnHeader},
     zmq::SigningKey,
 };
+use serde_json::json;
 use tokio::{
     process::{Child, Command},
     sync::mpsc,
@@ -111,19 +111,13 @@ pub(super) async fn probe(
     let (mut has_reply, mut has_status) = (false, false);
     while !(has_reply && has_status) {
         let msg_id = uuid::Uuid::new_v4().to_string();
-        let header = serde_json::json!({
-            "msg_id": msg_id, "msg_type": "kernel_info_request", "session": "callboard",
-            "username": "callboard", "version": "5.4", "date": "1970-01-01T00:00:00.000000Z",
-        });
-        let empty = Bytes::from_static(b"{}");
-        sockets.send(JupyterMessage {
-            channel: Channel::Shell,
-            header: Bytes::from(header.to_string()),
-            parent_header: empty.clone(),
-            metadata: empty.clone(),
-            content: empty,
-            buffers: Vec::new(),
-        });
+        let header = OwnHeader {
+            msg_id: &msg_id,
+            msg_type: "kernel_info_request",
+            session: "callboard",
+            at: SystemTime::now(),
+        };
+        sockets.send(JupyterMessage::own(Channel::Shell, header, &json!({})));
         (has_reply, has_status) = (false, false);
         let answered = async {
             while let Some(message) = received.recv().await {

@@ -7,7 +7,7 @@ use callboard_protocol::{
     jupyter::{Channel, JupyterMessage},
     zmq::SigningKey,
 };
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{sync::mpsc, task::JoinSet};
 use zeromq::{
     DealerSocket, Socket, SocketOptions, SocketRecv, SocketSend, SubSocket, ZmqError, ZmqMessage,
     util::PeerIdentity,
@@ -28,7 +28,8 @@ pub(super) struct Sockets {
     shell: mpsc::UnboundedSender<JupyterMessage>,
     control: mpsc::UnboundedSender<JupyterMessage>,
     stdin: mpsc::UnboundedSender<JupyterMessage>,
-    tasks: Vec<JoinHandle<()>>,
+    /// Their end is that of the sockets, also of those that were still to be connected.
+    _tasks: JoinSet<()>,
 }
 
 impl Sockets {
@@ -39,12 +40,12 @@ impl Sockets {
         received: mpsc::UnboundedSender<JupyterMessage>,
     ) -> Result<Self, ZmqError> {
         let identity = uuid::Uuid::new_v4().simple().to_string();
-        let mut tasks = Vec::new();
+        let mut tasks = JoinSet::new();
         let mut iopub = SubSocket::new();
         connect(&mut iopub, prefix, IOPUB).await?;
         iopub.subscribe("").await?;
         let (key_in, to) = (key.clone(), received.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.spawn(async move {
             while let Ok(frames) = iopub.recv().await {
                 let decoded = key_in.decode(Channel::Iopub, frames.into_vec());
                 let Ok((_, message)) = decoded else { continue };
@@ -52,7 +53,7 @@ impl Sockets {
                     break;
                 }
             }
-        }));
+        });
         let mut senders = Vec::new();
         for (number, channel) in
             [(SHELL, Channel::Shell), (CONTROL, Channel::Control), (STDIN, Channel::Stdin)]
@@ -63,12 +64,10 @@ impl Sockets {
             options.peer_identity(peer);
             let mut socket = DealerSocket::with_options(options);
             connect(&mut socket, prefix, number).await?;
-            let (sender, new_tasks) = serve(socket, channel, key.clone(), received.clone());
-            senders.push(sender);
-            tasks.extend(new_tasks);
+            senders.push(serve(&mut tasks, socket, channel, key.clone(), received.clone()));
         }
         match <[_; 3]>::try_from(senders) {
-            Ok([shell, control, stdin]) => Ok(Self { shell, control, stdin, tasks }),
+            Ok([shell, control, stdin]) => Ok(Self { shell, control, stdin, _tasks: tasks }),
             Err(_) => Err(ZmqError::NoMessage),
         }
     }
@@ -82,14 +81,6 @@ impl Sockets {
             Channel::Iopub => return,
         };
         let _ = sender.send(message);
-    }
-}
-
-impl Drop for Sockets {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
     }
 }
 
@@ -109,18 +100,17 @@ async fn connect(socket: &mut impl Socket, prefix: &Path, number: u16) -> Result
     }
 }
 
-type Serving = (mpsc::UnboundedSender<JupyterMessage>, [JoinHandle<()>; 2]);
-
 fn serve(
+    tasks: &mut JoinSet<()>,
     socket: DealerSocket,
     channel: Channel,
     key: SigningKey,
     received: mpsc::UnboundedSender<JupyterMessage>,
-) -> Serving {
+) -> mpsc::UnboundedSender<JupyterMessage> {
     let (mut sink, mut source) = socket.split();
     let (sender, mut outgoing) = mpsc::unbounded_channel::<JupyterMessage>();
     let signing = key.clone();
-    let sending = tokio::spawn(async move {
+    tasks.spawn(async move {
         while let Some(message) = outgoing.recv().await {
             let Ok(frames) = ZmqMessage::try_from(signing.encode([], &message)) else { continue };
             if let Err(error) = sink.send(frames).await {
@@ -129,7 +119,7 @@ fn serve(
             }
         }
     });
-    let receiving = tokio::spawn(async move {
+    tasks.spawn(async move {
         while let Ok(frames) = source.recv().await {
             let Ok((_, message)) = key.decode(channel, frames.into_vec()) else { continue };
             if received.send(message).is_err() {
@@ -137,5 +127,5 @@ fn serve(
             }
         }
     });
-    (sender, [sending, receiving])
+    sender
 }

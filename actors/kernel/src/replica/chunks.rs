@@ -10,7 +10,8 @@ use bytes::Bytes;
 use callboard_policy::terms::Hash;
 use callboard_protocol::{NodeId, OwnerId};
 use callboard_replicated::{
-    ChunkId, ChunkPins, ExchangeError, Group, GroupMetrics, Holder, InMemory, RECEIPT_VALID, Role,
+    ChunkError, ChunkId, ChunkPins, ExchangeError, Group, GroupMetrics, Holder, InMemory,
+    RECEIPT_VALID, Role,
 };
 use futures::StreamExt as _;
 use ractor::ActorRef;
@@ -28,17 +29,24 @@ use crate::{
 
 /// Pause between attempts to reach enough nodes.
 const RETRY: Duration = Duration::from_millis(200);
+/// How long a finished cell waits for room on full disks before its large variables are refused.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 /// Chunks read from the disk at once.
 const READS_AT_A_TIME: usize = 8;
 /// A leader that heard of no majority for longer cannot say what its group committed.
 const QUORUM_ACKED_AGO_MAX_MS: u64 = 5_000;
 
-/// Stores `chunks` here and on so many `voters` that `majority` nodes have them on stable storage.
-/// Goes on until that is so; the caller drops it when the term is over. Other nodes keep what they
-/// gave a receipt for during their grace period, so a receipt counts only for a while.
+/// Stores `chunks` here and on so many `voters`, the other nodes of the kernel, that `majority` nodes
+/// have them on stable storage. Goes on until that is so; the caller drops it when the term is over.
+/// Other nodes keep what they gave a receipt for during their grace period, so a receipt counts only
+/// for a while.
+///
+/// While this node's disk is full, others make up the majority without it: [`ChunkKeeper`] fetches the
+/// chunks once there is room.
 ///
 /// # Errors
-/// A sentence if this node, or so many of the others that no majority is left, have no room.
+/// A sentence if this owner's quota is used up here, or if for [`ROOM_PATIENCE`] so many nodes had no
+/// room, or could not be reached while this one had none, that there was no majority.
 pub(super) async fn spread(
     context: &Arc<NodeContext>,
     owner: &OwnerId,
@@ -48,9 +56,14 @@ pub(super) async fn spread(
 ) -> Result<(), String> {
     let (ids, memory) = hashed(chunks).await;
     let _hold = context.chunks.hold(owner, &ids);
-    store(context, owner, &ids, &memory).await?;
+    let began = Instant::now();
+    let mut here = Err(String::new());
     let mut stored_on: BTreeMap<NodeId, Instant> = BTreeMap::new();
     loop {
+        if here.is_err() {
+            here = store(context, owner, &ids, &memory).await?;
+        }
+        let needed = majority - usize::from(here.is_ok());
         stored_on.retain(|_, since| since.elapsed() < RECEIPT_VALID);
         let mut pushes = JoinSet::new();
         for peer in voters.iter().filter(|peer| !stored_on.contains_key(*peer)).cloned() {
@@ -64,7 +77,7 @@ pub(super) async fn spread(
         }
         let mut full = BTreeMap::new();
         // The slowest peer gets the rest in its own time, by pulling: what reached it stays there.
-        while stored_on.len() + 1 < majority
+        while stored_on.len() < needed
             && let Some(pushed) = pushes.join_next().await
         {
             match pushed {
@@ -76,13 +89,13 @@ pub(super) async fn spread(
                 Err(error) => tracing::debug!(%error, "a transfer ended early"),
             }
         }
-        if stored_on.len() + 1 >= majority {
+        if stored_on.len() >= needed {
             return Ok(());
         }
-        if let Some(why) = full.values().next()
-            && voters.len() + 1 - full.len() < majority
-        {
-            return Err(why.clone());
+        let is_hopeless = here.is_err() || voters.len() + 1 - full.len() < majority;
+        if is_hopeless && began.elapsed() > ROOM_PATIENCE {
+            let why = here.err().or_else(|| full.into_values().next());
+            return Err(why.unwrap_or_default());
         }
         tokio::time::sleep(RETRY).await;
     }
@@ -99,19 +112,25 @@ async fn hashed(chunks: Vec<Bytes>) -> (Vec<ChunkId>, InMemory) {
 }
 
 /// Stores the chunks on this node; tries again for as long as it fails for other reasons than room.
+/// Inside, why there is no room on its disk.
+///
+/// # Errors
+/// A sentence if the owner may not have more here.
 async fn store(
     context: &NodeContext,
     owner: &OwnerId,
     ids: &[ChunkId],
     memory: &InMemory,
-) -> Result<(), String> {
+) -> Result<Result<(), String>, String> {
     loop {
-        match context.chunks.put_many(owner, memory.all()).await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.is_no_room() => {
-                return Err(format!("{} has no room for it: {error}", context.node));
-            }
-            Err(error) => {
+        let Err(error) = context.chunks.put_many(owner, memory.all()).await else {
+            return Ok(Ok(()));
+        };
+        let why = format!("{} has no room for it: {error}", context.node);
+        match error {
+            ChunkError::OverQuota { .. } => return Err(why),
+            error if error.is_no_room() => return Ok(Err(why)),
+            error => {
                 let chunks = ids.len();
                 tracing::warn!(%error, chunks, "the state cannot be stored on this node");
                 tokio::time::sleep(RETRY).await;

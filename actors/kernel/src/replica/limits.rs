@@ -6,7 +6,7 @@ use callboard_policy::limits;
 use callboard_protocol::control::KernelLimits;
 
 use super::ReplicaState;
-use crate::aborted;
+use crate::said;
 
 /// Time between the interrupt of a cell that ran for too long and the end of its process.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ impl ReplicaState {
             "callboard: this cell has run for {limit_s} s, the limit of this kernel \
              (cell_wall_time_max_s), and is interrupted\n"
         );
-        let message = aborted::said(self.args.spec.kernel, &cell.msg_id, &text);
+        let message = said::warning(self.args.spec.kernel, &cell.msg_id, &text);
         self.heard(message);
         if let Some(python) = &self.python {
             python.interrupt();

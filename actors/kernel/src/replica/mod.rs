@@ -51,7 +51,7 @@ use life::Life;
 use starting::Tasks;
 
 use crate::{
-    KernelMachine, ReplicaArgs, aborted,
+    KernelMachine, ReplicaArgs,
     cell_traces::CellTraces,
     held::HeldState,
     publisher::Publisher,
@@ -59,6 +59,7 @@ use crate::{
     refusal::WithoutRoom,
     requests::{self, Asked},
     running_cell::{OutputNumbers, PlacedOutput, RunningCell},
+    said,
 };
 
 /// Shortest and longest pause between failed starts of Python.
@@ -372,7 +373,7 @@ impl ReplicaState {
                 }
                 if matches!(output, Applied::Restarted { .. }) && self.group.is_leader() {
                     // Not `restarting`: front-ends take that for a kernel that died.
-                    let starting = aborted::status(self.args.spec.kernel, "starting");
+                    let starting = said::status(self.args.spec.kernel, "starting");
                     self.publisher.emitted(&starting, None);
                 }
                 if let Applied::Completed(end) = &output {
@@ -481,6 +482,9 @@ impl ReplicaState {
     async fn stop(&mut self, purge: bool) {
         self.tasks.abort();
         self.feeds.abort();
+        if let Some(spreading) = self.spreading.take() {
+            spreading.abort();
+        }
         self.set_cell(None);
         self.python = None;
         if purge {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::ReplicaState;
-use crate::aborted;
+use crate::said;
 
 /// How long before it is parked a kernel says so, and the shortest idle time with which it does.
 const WARN_BEFORE: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ impl ReplicaState {
     fn say_under_the_last_cell(&mut self, text: &str) {
         let last = self.read(|log| log.last_ended().map(str::to_owned));
         if let Some(msg_id) = last {
-            self.heard(aborted::said(self.args.spec.kernel, &msg_id, text));
+            self.heard(said::warning(self.args.spec.kernel, &msg_id, text));
         }
     }
 }

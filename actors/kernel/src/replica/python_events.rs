@@ -12,6 +12,7 @@ use crate::{
     aborted,
     python::PythonEvent,
     running_cell::{IopubKind, PlacedOutput, classify},
+    said,
 };
 
 impl ReplicaState {
@@ -50,7 +51,7 @@ impl ReplicaState {
                     let node = self.args.context.node.clone();
                     self.publisher.took_over(&TookOver { term, node, last_loss });
                     if self.read(|log| log.pending().is_empty()) {
-                        let idle = aborted::status(self.args.spec.kernel, "idle");
+                        let idle = said::status(self.args.spec.kernel, "idle");
                         self.publisher.emitted(&idle, None);
                     }
                 }

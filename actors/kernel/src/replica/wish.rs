@@ -5,13 +5,10 @@
 
 use bytes::Bytes;
 use callboard_policy::terms::{Applied, Entry, KernelLog, RewindTo, UndoRefusal};
-use callboard_protocol::{
-    Seq,
-    history::RewindPlan,
-    jupyter::{Channel, JupyterMessage},
-};
+use callboard_protocol::{Seq, history::RewindPlan, jupyter::JupyterMessage};
 
 use super::ReplicaState;
+use crate::said;
 
 /// Cells named in the output; `callboard kernel log` shows all.
 const CELLS_SHOWN: usize = 10;
@@ -38,7 +35,7 @@ impl ReplicaState {
             }
             Err(why) => ("stderr", format!("callboard: not rewound: {why}\n")),
         };
-        self.heard(output(&header, stream, &text));
+        self.heard(said::stream(self.args.spec.kernel, header, stream, &text));
     }
 
     /// A cell completed: if it asked for an earlier state, that follows at once.
@@ -49,6 +46,7 @@ impl ReplicaState {
         self.flush();
         let (at, id) = (self.read(KernelLog::position), format!("cell-{completed}"));
         let (group, publisher) = (self.group.clone(), self.publisher.clone());
+        let kernel = self.args.spec.kernel;
         let proposal = group.propose(Entry::Rewind { id, at, to });
         tokio::spawn(async move {
             let why = match proposal.await {
@@ -57,7 +55,7 @@ impl ReplicaState {
                 Err(error) => error.to_string(),
             };
             let text = format!("callboard: not rewound: {why}\n");
-            publisher.emitted(&output(&header, "stderr", &text), None);
+            publisher.emitted(&said::stream(kernel, header, "stderr", &text), None);
         });
     }
 }
@@ -90,19 +88,4 @@ fn explain(plan: &RewindPlan) -> String {
     }
     text.push_str(". A rewind to a later cell brings it back.\n");
     text
-}
-
-fn output(header: &Bytes, stream: &str, text: &str) -> JupyterMessage {
-    let json = |value: serde_json::Value| Bytes::from(value.to_string());
-    JupyterMessage {
-        channel: Channel::Iopub,
-        header: json(serde_json::json!({
-            "msg_id": uuid::Uuid::new_v4(), "msg_type": "stream", "session": "callboard",
-            "username": "callboard", "version": "5.4", "date": null,
-        })),
-        parent_header: header.clone(),
-        metadata: Bytes::from_static(b"{}"),
-        content: json(serde_json::json!({ "name": stream, "text": text })),
-        buffers: Vec::new(),
-    }
 }

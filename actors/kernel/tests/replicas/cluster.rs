@@ -81,11 +81,15 @@ pub(crate) struct Cluster {
     pub(crate) members: BTreeMap<u64, Member>,
     pub(crate) hibernation: HibernationConfig,
     pub(crate) lives: u64,
-    pub(crate) chunk_options: ChunkStoreOptions,
+    /// By the number of the node.
+    chunk_options: ChunkOptions,
     /// Why no new cells are taken on any node.
     pub(crate) disk: watch::Sender<Option<String>>,
     pub(crate) upkeep: UpkeepConfig,
 }
+
+/// How each node stores its chunks.
+type ChunkOptions = Box<dyn Fn(u64) -> ChunkStoreOptions + Send + Sync>;
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
@@ -105,19 +109,27 @@ impl Cluster {
         options: KernelOptions,
         hibernation: HibernationConfig,
     ) -> Self {
-        Self::made(upkeep, options, hibernation, ChunkStoreOptions::default()).await
+        let chunk_options = Box::new(|_| ChunkStoreOptions::default());
+        Self::made(upkeep, options, hibernation, chunk_options).await
     }
 
     pub(crate) async fn on_disk(chunk_options: ChunkStoreOptions) -> Self {
+        Self::on_disks(move |_| chunk_options.clone()).await
+    }
+
+    pub(crate) async fn on_disks(
+        chunk_options: impl Fn(u64) -> ChunkStoreOptions + Send + Sync + 'static,
+    ) -> Self {
         let (upkeep, options) = (UpkeepConfig::default(), KernelOptions::default());
+        let chunk_options = Box::new(chunk_options);
         Self::made(upkeep, options, HibernationConfig::default(), chunk_options).await
     }
 
-    pub(crate) async fn made(
+    async fn made(
         upkeep: UpkeepConfig,
         options: KernelOptions,
         hibernation: HibernationConfig,
-        chunk_options: ChunkStoreOptions,
+        chunk_options: ChunkOptions,
     ) -> Self {
         let replicas = (1..=3)
             .map(|n| {
@@ -180,7 +192,7 @@ impl Cluster {
         )
         .await
         .unwrap();
-        let options = self.chunk_options.clone();
+        let options = (self.chunk_options)(n);
         let chunks = ChunkStore::open_with(&directory.join("chunks"), options).unwrap();
         let exchange =
             ChunkExchange::serve(lanes.bulk.clone(), cluster.clone(), node(n), chunks.clone())

@@ -1,6 +1,12 @@
 //! Quotas, full disks, marks.
 
-use std::sync::Arc;
+use std::{
+    io::ErrorKind,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use callboard_client::{ExecuteEvent, ExecuteOptions, KernelClient};
 use callboard_replicated::{ChunkFaults, ChunkStep, ChunkStoreOptions};
@@ -35,25 +41,48 @@ async fn a_variable_over_the_quota_is_refused_by_name_until_it_goes_and_the_rest
     assert_eq!(value(&client, names).await, "(1, 2, 500000, False)");
 }
 
+/// Writes fail while `full` is this node, or 0 for all.
+fn options_while_full(full: &Arc<AtomicU64>, node: u64) -> ChunkStoreOptions {
+    let full = full.clone();
+    let faults = ChunkFaults::new(move |step| {
+        let is_full = [0, node].contains(&full.load(Ordering::SeqCst));
+        let fails = step == ChunkStep::Write && is_full;
+        if fails { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
+    });
+    ChunkStoreOptions { faults, ..Default::default() }
+}
+
+const NONE: u64 = u64::MAX;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_only_the_executors_disk_is_full_the_others_keep_its_variables() {
+    let full = Arc::new(AtomicU64::new(NONE));
+    let looked_at = full.clone();
+    let mut cluster = Cluster::on_disks(move |node| options_while_full(&looked_at, node)).await;
+    let client = cluster.client();
+    value(&client, "import os; kept = os.urandom(300_000)").await;
+    let first = executor(&client).await;
+    full.store(first, Ordering::SeqCst);
+    value(&client, "big = os.urandom(300_000); small = 1").await;
+    assert_eq!(refused(&client).await, []);
+    cluster.kill_node(first).await;
+    assert_eq!(value(&client, "small, len(kept), len(big)").await, "(1, 300000, 300000)");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_full_disks_a_cell_ends_without_its_large_variables_and_they_are_kept_once_there_is_room()
  {
-    let is_full = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let looked_at = is_full.clone();
-    let faults = ChunkFaults::new(move |step| {
-        let full = step == ChunkStep::Write && looked_at.load(std::sync::atomic::Ordering::SeqCst);
-        if full { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-    });
-    let options = ChunkStoreOptions { faults, ..Default::default() };
-    let mut cluster = Cluster::on_disk(options).await;
+    let full = Arc::new(AtomicU64::new(NONE));
+    let looked_at = full.clone();
+    let mut cluster = Cluster::on_disks(move |node| options_while_full(&looked_at, node)).await;
     let client = cluster.client();
     value(&client, "import os; kept = os.urandom(300_000)").await;
-    is_full.store(true, std::sync::atomic::Ordering::SeqCst);
+    full.store(0, Ordering::SeqCst);
     value(&client, "big = os.urandom(300_000); small = 1").await;
     let found = refused(&client).await;
     assert!(found.len() == 1 && found[0].0 == "big", "{found:?}");
     assert!(found[0].1.contains("the disk is full"), "{}", found[0].1);
-    is_full.store(false, std::sync::atomic::Ordering::SeqCst);
+    full.store(NONE, Ordering::SeqCst);
     value(&client, "big = os.urandom(300_000)").await;
     assert_eq!(refused(&client).await, []);
     let first = executor(&client).await;

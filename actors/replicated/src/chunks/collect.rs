@@ -8,13 +8,16 @@ use super::{
     error::ChunkError,
     id::ChunkId,
     index::Patience,
-    pins::{ChunkPins, Waiting},
+    pins::{ChunkPins, Heard, Waiting},
     store::{ChunkStore, Collected, QUARANTINE, blocking, remove_file},
 };
 
 /// How long a receipt for chunks counts: the receiver keeps them for its grace period, which is
 /// longer by all the time that their manifest may take into the log.
 pub const RECEIPT_VALID: Duration = Duration::from_secs(20);
+/// How often, and after what time, members that are behind are asked again in one round.
+const LOOKS_MAX: u32 = 20;
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The shortest grace period for chunks that somebody may have been promised.
 pub const GRACE_MIN: Duration = RECEIPT_VALID.saturating_mul(3);
 
@@ -93,10 +96,16 @@ impl ChunkStore {
     ) -> Result<Result<Collected, Waiting>, ChunkError> {
         // In this order: what is named from here on was put, or promised, within the grace period.
         let idle = self.idle(owner, grace);
-        let named = match pins.named(owner) {
-            Ok(named) => named,
-            Err(_) if idle.is_empty() => return Ok(Ok(Collected::default())),
-            Err(waiting) => return Ok(Err(waiting)),
+        let (mut heard, mut looks) = (Heard::default(), 0);
+        let named = loop {
+            match pins.hear(owner, &mut heard) {
+                Ok(named) => break named,
+                Err(_) if idle.is_empty() => return Ok(Ok(Collected::default())),
+                Err(waiting) if looks == LOOKS_MAX => return Ok(Err(waiting)),
+                // A member in the middle of a cell is behind for a moment only.
+                Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+            }
+            looks += 1;
         };
         let garbage = idle.into_iter().filter(|id| !named.contains(id)).take(most).collect();
         self.remove_idle(owner, garbage, grace).await.map(Ok)

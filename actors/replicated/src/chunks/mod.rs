@@ -18,7 +18,7 @@ pub use collect::{GRACE_MIN, RECEIPT_VALID};
 pub use error::ChunkError;
 pub use files::{ChunkFaults, ChunkRoom, ChunkStep};
 pub use id::{ChunkId, ChunkIdError};
-pub use pins::{ChunkPins, Holder, Waiting, Witness};
+pub use pins::{ChunkPins, Heard, Holder, Waiting, Witness};
 pub use store::{
     CHUNK_LENGTH_MAX, ChunkCounters, ChunkHold, ChunkStore, ChunkStoreOptions, Collected,
     OwnerUsage,

@@ -7,7 +7,7 @@
 //! not idle (see [`ChunkStore::idle`](super::ChunkStore::idle)).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -74,6 +74,10 @@ pub struct Waiting {
 fn members(count: usize) -> String {
     if count == 1 { "1 member".to_owned() } else { format!("{count} members") }
 }
+
+/// The members that have said what they name, and what.
+#[derive(Debug, Default)]
+pub struct Heard(HashMap<Holder, Arc<BTreeSet<ChunkId>>>);
 
 impl ChunkPins {
     fn lock(&self) -> MutexGuard<'_, Holders> {
@@ -188,18 +192,26 @@ impl ChunkPins {
     /// # Errors
     /// [`Waiting`] if one that may name some has not said so, or is behind.
     pub fn named(&self, owner: &OwnerId) -> Result<HashSet<ChunkId>, Waiting> {
+        self.hear(owner, &mut Heard::default())
+    }
+
+    /// The same, of members that say so one after the other: whoever did counts as `heard` and is
+    /// not asked again. What a member names after that was promised to it before, and is not idle.
+    ///
+    /// # Errors
+    /// [`Waiting`] as long as one is missing.
+    pub fn hear(&self, owner: &OwnerId, heard: &mut Heard) -> Result<HashSet<ChunkId>, Waiting> {
         // Witnesses look at machines under their own locks: not under ours.
         let asked: Vec<_> = {
             let holders = self.lock();
-            let concerned = holders
-                .present
-                .iter()
-                .filter(|(_, pin)| pin.owner.as_ref().is_none_or(|it| it == owner));
+            let concerned = holders.present.iter().filter(|(holder, pin)| {
+                pin.owner.as_ref().is_none_or(|it| it == owner) && !heard.0.contains_key(holder)
+            });
             concerned
                 .map(|(holder, pin)| (holder.clone(), pin.witness.clone(), pin.is_frozen))
                 .collect()
         };
-        let (mut named, mut silent) = (HashSet::new(), Vec::new());
+        let mut silent = Vec::new();
         for (holder, witness, is_frozen) in asked {
             let roots = witness.and_then(|look| look());
             let holders = self.lock();
@@ -209,13 +221,13 @@ impl ChunkPins {
                 None => is_frozen && pin.is_frozen,
             };
             if is_known {
-                named.extend(pin.all.iter().copied());
+                heard.0.insert(holder, pin.all.clone());
             } else {
-                silent.push(holder.clone());
+                silent.push(holder);
             }
         }
         match silent.first() {
-            None => Ok(named),
+            None => Ok(heard.0.values().flat_map(|all| all.iter().copied()).collect()),
             Some((group, member)) => Err(Waiting {
                 count: silent.len(),
                 first_group: group.clone(),
