@@ -250,6 +250,9 @@ async fn respond(context: &Context, message: &Message) {
             serve(bus, message, async |it| handlers::find(context, envelope, &it)).await
         }
         "list_nodes" => typed::answer(bus, message, Ok(handlers::list_nodes(context))).await,
+        "list_kernelspecs" => {
+            typed::answer(bus, message, Ok(handlers::list_kernelspecs(context).await)).await
+        }
         "register_node" => serve(bus, message, |it| handlers::register_node(context, it)).await,
         "member_changed" => serve(bus, message, |it| handlers::member_changed(context, it)).await,
         "recover_kernel" => {
@@ -292,8 +295,8 @@ async fn serve<Req: DeserializeOwned, Rep: Serialize + Send>(
 fn unknown_verb(verb: &str) -> Fault {
     let text = format!(
         "the control actor has no verb '{verb}': use start_kernel, stop_kernel, list_kernels, \
-         find_kernel, list_nodes, register_node, member_changed, recover_kernel, note_needs, label_kernel, \
-         add_user, remove_user, add_token, revoke_token or list_users (see docs/protocol.md)"
+         find_kernel, list_nodes, list_kernelspecs, register_node, member_changed, recover_kernel, \
+         note_needs, label_kernel, add_user, remove_user, add_token, revoke_token or list_users (see docs/protocol.md)"
     );
     Fault::new(FaultCode::BadRequest, text)
 }

@@ -28,11 +28,16 @@ pub const KERNELS_PER_OWNER_MAX: usize = 10_000;
 pub const TOMBSTONES_MAX: usize = 100_000;
 /// Stopped kernels whose last entry is kept for whoever asks again.
 const LAST_SPECS_MAX: usize = 256;
-/// Newest format of commands and snapshots that is read here: users and labels came with the second. A snapshot
-/// says which one it needs, so that a reader of an older one refuses it and loses nothing.
-pub const FORMAT: u16 = 2;
-/// The format that knew neither. What holds none is written in it.
+/// Newest format of commands and snapshots that is read here. A snapshot says which one it needs, so
+/// that a reader of an older one refuses it and loses nothing; what holds nothing new is written in
+/// the first.
+pub const FORMAT: u16 = FORMAT_WITH_KERNELSPECS;
+/// The format that knew neither users nor labels.
 const FORMAT_WITHOUT_USERS: u16 = 1;
+/// Users and labels came with this one.
+pub(crate) const FORMAT_WITH_USERS: u16 = 2;
+/// Kernels of other languages came with this one.
+pub(crate) const FORMAT_WITH_KERNELSPECS: u16 = 3;
 
 /// A node that belongs to the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,9 +213,14 @@ impl Machine for DesiredState {
     }
 
     fn snapshot(&self) -> Vec<u8> {
-        let is_plain =
-            self.users.is_untouched() && self.kernels.values().all(|spec| spec.labels.is_empty());
-        let format = if is_plain { FORMAT_WITHOUT_USERS } else { FORMAT };
+        let any = |is_new: fn(&KernelSpec) -> bool| self.kernels.values().any(is_new);
+        let format = if any(|spec| spec.settings.kernelspec.is_some()) {
+            FORMAT_WITH_KERNELSPECS
+        } else if !self.users.is_untouched() || any(|spec| !spec.labels.is_empty()) {
+            FORMAT_WITH_USERS
+        } else {
+            FORMAT_WITHOUT_USERS
+        };
         // Writing plain data to memory cannot fail.
         rmp_serde::to_vec_named(&(format, self)).unwrap_or_default()
     }

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use callboard_policy::{
@@ -19,6 +19,8 @@ use futures::future::join_all;
 
 /// How long a node may take to tell its environment; it is asked again in the next round.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
+/// How long a node may take, from when it is up, to look at what is installed on it.
+const AWAITED_WITHIN: Duration = Duration::from_secs(5);
 /// Environments remembered; more than one per node is the exception.
 const KNOWN_MAX: usize = 256;
 
@@ -27,11 +29,13 @@ const KNOWN_MAX: usize = 256;
 pub(crate) struct Learned {
     alike: EnvironmentMatch,
     known: Mutex<BTreeMap<String, Environment>>,
+    /// Since when a node has to say what is installed on it.
+    awaited_since: Mutex<Option<Instant>>,
 }
 
 impl Learned {
     pub(crate) fn new(alike: EnvironmentMatch) -> Self {
-        Self { alike, known: Mutex::default() }
+        Self { alike, known: Mutex::default(), awaited_since: Mutex::default() }
     }
 
     /// All that is known.
@@ -42,9 +46,6 @@ impl Learned {
 
     /// Asks the nodes whose environment is not known yet.
     pub(crate) async fn learn(&self, bus: &dyn Bus, cluster: &ClusterId, nodes: &NodesView) {
-        if self.alike == EnvironmentMatch::Off {
-            return;
-        }
         let asks = self.unknown(nodes).into_iter().map(|(id, node)| async move {
             let subject = Subject::actor(cluster, ActorKind::Node, &node, "environment");
             let envelope = Envelope::default();
@@ -59,6 +60,23 @@ impl Learned {
             known.clear();
         }
         known.extend(learned.into_iter().map(|it| (it.id.clone(), it)));
+    }
+
+    /// Whether a node that can run kernels has still to say what is installed on it, and is worth
+    /// waiting for.
+    pub(crate) fn is_awaited(&self, nodes: &NodesView) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let up = nodes.nodes.values().filter(|view| view.health == NodeHealth::Up);
+        let is_silent = up.filter_map(|view| view.last_beat.as_ref()).any(|beat| {
+            let is_known = beat.environment.as_ref().is_some_and(|id| known.contains_key(id));
+            beat.python_problem.is_none() && !is_known
+        });
+        let mut since = self.awaited_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_silent {
+            *since = None;
+            return false;
+        }
+        since.get_or_insert_with(Instant::now).elapsed() < AWAITED_WITHIN
     }
 
     /// One node for each environment that is not known.

@@ -3,21 +3,22 @@
 use std::collections::BTreeSet;
 
 use callboard_policy::{
+    kernelspecs::NoKernelspec,
     limits,
     placement::{PlacementRequest, place},
 };
 use callboard_protocol::{
     Envelope, Epoch, Fault, FaultCode, NodeId,
     control::{
-        FindKernel, HeldRepair, KernelList, KernelSpec, LabelKernel, ListKernels, MemberChange,
-        MemberChanged, NodeHealth, NodeList, NoteNeeds, StartKernel, StopKernel,
+        FindKernel, HeldRepair, KernelList, KernelSpec, KernelspecList, LabelKernel, ListKernels,
+        MemberChange, MemberChanged, NodeHealth, NodeList, NoteNeeds, StartKernel, StopKernel,
     },
 };
 use callboard_replicated::ProposeError;
 
 use crate::{
     actor::Context,
-    desired::{Command, Outcome},
+    desired::{Command, FORMAT_WITH_KERNELSPECS, FORMAT_WITH_USERS, Outcome},
     find::find_kernel,
     listing,
     request::{RegisterNode, Registered, check_labels, check_start},
@@ -42,6 +43,12 @@ pub(crate) async fn start_kernel(
     context.learn_environments().await;
     let environments = context.environments.get();
     let nodes = context.args.nodes.borrow().clone();
+    if settings.kernelspec.is_some() && context.environments.is_awaited(&nodes) {
+        let text = "a node that has just started has still to say which kernelspecs it has: try again \
+                    in a moment";
+        return Err(Fault::new(FaultCode::Unavailable, text));
+    }
+    let members = context.args.group.members();
     let places = context.args.group.read(|state| {
         if state.kernels().contains_key(&kernel) {
             // The machine compares the requests; no place is needed.
@@ -55,8 +62,14 @@ pub(crate) async fn start_kernel(
             return Err(Fault::from(refusal));
         }
         let view = cluster_view(state, &nodes, environments);
+        let kernelspec = settings.kernelspec.clone();
+        if let Some(name) = &kernelspec {
+            view.check_kernelspec(name).map_err(no_kernelspec)?;
+            let new = ("kernels of other languages", FORMAT_WITH_KERNELSPECS);
+            users::read_by_all(&members, &nodes, &context.args.node, new)?;
+        }
         let (present, needs) = (Vec::new(), None);
-        let request = PlacementRequest { kernel, count: replicas, present, needs };
+        let request = PlacementRequest { kernel, count: replicas, present, needs, kernelspec };
         let seed = kernel.0.as_u64_pair().1;
         let placement = place(&view, &request, seed);
         if let Some(shortfall) = placement.shortfall() {
@@ -79,6 +92,23 @@ pub(crate) async fn start_kernel(
         Outcome::AlreadySo(spec) => Ok(spec),
         outcome => Err(unexpected(outcome)),
     }
+}
+
+fn no_kernelspec(why: NoKernelspec) -> Fault {
+    let code = match &why {
+        NoKernelspec::Unknown { .. } => FaultCode::NotFound,
+        NoKernelspec::Unsaid { .. } => FaultCode::Unavailable,
+    };
+    Fault::new(code, why.to_string())
+}
+
+/// The kernelspecs of other languages that nodes have.
+pub(crate) async fn list_kernelspecs(context: &Context) -> KernelspecList {
+    context.learn_environments().await;
+    let environments = context.environments.get();
+    let nodes = context.args.nodes.borrow().clone();
+    let view = context.args.group.read(|state| cluster_view(state, &nodes, environments));
+    KernelspecList { kernelspecs: view.kernelspecs() }
 }
 
 pub(crate) async fn stop_kernel(
@@ -165,7 +195,8 @@ pub(crate) async fn label_kernel(
     let LabelKernel { kernel, labels } = request;
     check_labels(&labels)?;
     let args = &context.args;
-    users::read_by_all(&args.group.members(), &args.nodes.borrow(), &args.node)?;
+    let view = args.nodes.borrow().clone();
+    users::read_by_all(&args.group.members(), &view, &args.node, ("labels", FORMAT_WITH_USERS))?;
     match propose(context, Command::LabelKernel { kernel, labels }).await? {
         Outcome::Kernel(spec) => {
             context.announce_kernel(kernel, "labelled", &spec.labels).await;

@@ -61,6 +61,12 @@ pub(crate) fn check_start(request: &StartKernel) -> Result<(), Fault> {
              {PATH_LENGTH_MAX} bytes that is there on every node"
         ));
     }
+    if let (Some(_), Some(kernelspec)) = (&request.origin, &request.settings.kernelspec) {
+        return bad(format!(
+            "a kernel of '{kernelspec}' cannot begin with a state, as its state is not replicated: \
+             start it without one"
+        ));
+    }
     match request.name.as_deref() {
         Some(name) if !is_token(name) => bad(format!(
             "'{name}' cannot name a kernel: use 1 to {NAME_LENGTH_MAX} letters, digits, '-' or '_'"

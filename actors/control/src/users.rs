@@ -14,7 +14,7 @@ use callboard_replicated::Members;
 
 use crate::{
     actor::Context,
-    desired::{Command, DesiredState, FORMAT, Outcome, UserChange},
+    desired::{Command, DesiredState, FORMAT_WITH_USERS, Outcome, UserChange},
     handlers::{propose, unexpected},
     listing,
     request::check_token,
@@ -66,7 +66,8 @@ async fn change(
     command: Command,
 ) -> Result<UserEntry, Fault> {
     let args = &context.args;
-    read_by_all(&args.group.members(), &args.nodes.borrow(), &args.node)?;
+    let view = args.nodes.borrow().clone();
+    read_by_all(&args.group.members(), &view, &args.node, ("users", FORMAT_WITH_USERS))?;
     match propose(context, command).await? {
         Outcome::User { entry, change } => {
             if let Some(change) = change {
@@ -106,11 +107,17 @@ fn described(change: &UserChange, entry: &UserEntry) -> (&'static str, String) {
     }
 }
 
-/// A member that cannot read a command about users would stop at it (ADR 019), and a majority of
-/// those would stop the control plane. So none is written while such a member may be there. Nodes do
-/// not go back to an older version, so what was heard of one stays true; one that is gone counts for
-/// nothing now, and stops alone if it comes back as it was (ADR 020).
-pub(crate) fn read_by_all(members: &Members, view: &NodesView, me: &NodeId) -> Result<(), Fault> {
+/// A member that cannot read a command about something new would stop at it (ADR 019), and a majority
+/// of those would stop the control plane. So none is written while such a member may be there: one
+/// that does not read `format`, which came with `what`. Nodes do not go back to an older version, so
+/// what was heard of one stays true; one that is gone counts for nothing now, and stops alone if it
+/// comes back as it was (ADR 020).
+pub(crate) fn read_by_all(
+    members: &Members,
+    view: &NodesView,
+    me: &NodeId,
+    (what, format): (&str, u16),
+) -> Result<(), Fault> {
     let nodes = members.voters.values().chain(members.learners.values());
     for node in nodes.filter(|node| *node != me) {
         let seen = view.nodes.get(node);
@@ -120,13 +127,13 @@ pub(crate) fn read_by_all(members: &Members, view: &NodesView, me: &NodeId) -> R
         let Some(beat) = seen.and_then(|seen| seen.last_beat.as_ref()) else {
             let text = format!(
                 "{node} has not been heard yet, so it is not known whether its version of \
-                 callboard knows users: see `callboard nodes`, and try again once it is up"
+                 callboard knows {what}: see `callboard nodes`, and try again once it is up"
             );
             return Err(Fault::new(FaultCode::Unavailable, text));
         };
-        if beat.desired_format < FORMAT {
+        if beat.desired_format < format {
             let text = format!(
-                "{node} runs a version of callboard that does not know users: restart it in this \
+                "{node} runs a version of callboard that does not know {what}: restart it in this \
                  version first (docs/operations.md, Upgrades)"
             );
             return Err(Fault::new(FaultCode::Conflict, text));
@@ -141,6 +148,7 @@ mod tests {
     use callboard_protocol::{DiskId, Incarnation, ReplicaId};
 
     use super::*;
+    use crate::desired::FORMAT;
 
     fn node(n: u64) -> NodeId {
         NodeId::new(format!("node-{n}")).unwrap()
@@ -167,7 +175,7 @@ mod tests {
         let mut view = NodesView::default();
         view.nodes.extend([seen(3, NodeHealth::Up, Some(FORMAT))]);
         view.nodes.extend(second.map(|(health, format)| seen(2, health, format)));
-        read_by_all(&members, &view, &node(1))
+        read_by_all(&members, &view, &node(1), ("users", FORMAT))
     }
 
     #[test]

@@ -33,7 +33,7 @@ use callboard_policy::{
 };
 use callboard_protocol::{
     ClusterId, Incarnation, NodeId, ReplicaId,
-    control::{KernelLimits, KernelOptions, KernelSpec, Standby},
+    control::{KernelLimits, KernelSpec, Standby},
     environment::Environment,
 };
 use callboard_replicated::{ChunkExchange, ChunkPins, ChunkStore, Replicator};
@@ -43,7 +43,9 @@ use tokio::sync::watch;
 pub use chunk_list::IndexError;
 pub use cursors::Cursors;
 pub use machine::KernelMachine;
-pub use python::{Cgroups, FileOptions, Isolation, PipPolicy, PythonConfig, PythonPool};
+pub use python::{
+    Cgroups, FileOptions, Isolation, KernelPrograms, PipPolicy, PythonConfig, PythonPool,
+};
 pub use replica::{Replica, ReplicaMsg};
 pub use state::{all_chunks, listed_by};
 
@@ -72,6 +74,8 @@ pub struct NodeContext {
     pub exchange: ChunkExchange,
     /// Where Python processes come from.
     pub python: PythonPool,
+    /// How kernels of other languages are started, by kernelspec; empty until that is known.
+    pub programs: watch::Receiver<KernelPrograms>,
     /// Where the files of sessions are.
     pub files: FileOptions,
     /// What limits its kernels' processes have.
@@ -106,11 +110,13 @@ pub struct UpkeepConfig {
 }
 
 impl UpkeepConfig {
-    fn of(&self, options: &KernelOptions) -> Upkeep {
+    fn of(&self, KernelSpec { options, settings, .. }: &KernelSpec) -> Upkeep {
+        // What has no state but its process is never parked.
+        let park_after_ms = self.park_after_ms.filter(|_| settings.kernelspec.is_none());
         Upkeep {
             hot_standbys: options.standby.unwrap_or(self.standby) == Standby::Hot,
             starts_parked: options.parked,
-            park_after_ms: self.park_after_ms,
+            park_after_ms,
             parks_with_refused: self.park_with_refused,
         }
     }

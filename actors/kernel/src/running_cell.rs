@@ -49,6 +49,8 @@ pub(crate) struct RunningCell {
     pub(crate) level: Level,
     /// Whether the cells behind it are to be aborted if it raises.
     pub(crate) stops_on_error: bool,
+    /// What it says on its standard error beside what it writes there, once it has begun.
+    pub(crate) notice: Option<String>,
     /// When it was given to the process.
     pub(crate) began: Instant,
     /// When it was interrupted because it ran for too long.
@@ -91,6 +93,7 @@ impl RunningCell {
             msg_id,
             level,
             stops_on_error: false,
+            notice: None,
             began: Instant::now(),
             interrupted: None,
             has_replied: false,

@@ -86,7 +86,6 @@ mod tests {
 
     fn environment(python: &str, distributions: &[(&str, &str)]) -> Environment {
         Environment {
-            id: String::new(),
             python: python.to_owned(),
             implementation: "CPython".to_owned(),
             platform: "linux-x86_64".to_owned(),
@@ -94,6 +93,7 @@ mod tests {
                 .iter()
                 .map(|(name, version)| ((*name).to_owned(), (*version).to_owned()))
                 .collect(),
+            ..Environment::default()
         }
     }
 

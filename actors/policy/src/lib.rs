@@ -7,6 +7,7 @@ pub mod disk;
 pub mod environment;
 pub mod failure;
 pub mod hibernation;
+pub mod kernelspecs;
 pub mod limits;
 pub mod placement;
 pub mod prewarm;

@@ -84,7 +84,7 @@ impl ClusterView {
         Self { version, nodes: heard.collect(), environments: Environments::default() }
     }
 
-    fn environment(&self, load: &NodeLoad) -> Option<&Environment> {
+    pub(crate) fn environment(&self, load: &NodeLoad) -> Option<&Environment> {
         self.environments.known.get(load.environment.as_ref()?)
     }
 
@@ -133,6 +133,8 @@ pub struct PlacementRequest {
     pub present: Vec<NodeId>,
     /// What its session needs of a node's Python environment, if that is known.
     pub needs: Option<Environment>,
+    /// The kernelspec of another language that its process is started by, if it is not Python.
+    pub kernelspec: Option<String>,
 }
 
 /// A place for one new member.
@@ -186,10 +188,19 @@ pub fn place(view: &ClusterView, request: &PlacementRequest, seed: u64) -> Place
     let mut chance = Chance::new(seed);
     let mut candidates: Vec<Candidate<'_>> = Vec::new();
     let mut verdicts = Vec::new();
-    let needs = request.needs.clone().or_else(|| view.common_needs(request));
+    let needs = match &request.kernelspec {
+        None => request.needs.clone().or_else(|| view.common_needs(request)),
+        Some(_) => None,
+    };
     for load in &view.nodes {
         let lot = chance.next_u64();
-        let misfit = needs.as_ref().and_then(|needs| view.misfit(&load.node, needs));
+        let misfit = match &request.kernelspec {
+            None => needs
+                .as_ref()
+                .and_then(|needs| view.misfit(&load.node, needs))
+                .map(|misfit| format!("its Python environment {misfit}")),
+            Some(name) => view.lacks_kernelspec(load, name),
+        };
         let verdict = judge(load, misfit);
         if let Verdict::Load(cost) = verdict {
             let members = request.present.iter().filter(|node| **node == load.node).count();
@@ -248,9 +259,7 @@ fn judge(load: &NodeLoad, misfit: Option<String>) -> Verdict {
             let percent = load.disk_high_percent.unwrap_or_default();
             Verdict::Refused(format!("its disk is {percent} % full: free space on it"))
         }
-        (NodeHealth::Up, None, Some(misfit)) => {
-            Verdict::Refused(format!("its Python environment {misfit}"))
-        }
+        (NodeHealth::Up, None, Some(misfit)) => Verdict::Refused(misfit),
         (NodeHealth::Up, None, None) => Verdict::Load(
             u64::from(load.replicas) + RUNNING_CELL_WEIGHT * u64::from(load.running_cells),
         ),

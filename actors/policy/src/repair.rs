@@ -313,6 +313,7 @@ impl<'a> Patient<'a> {
             count: 1,
             present: others.map(|(_, it)| it.node.clone()).collect(),
             needs: self.spec.needs.clone(),
+            kernelspec: self.spec.settings.kernelspec.clone(),
         };
         let seed = self.spec.kernel.0.as_u64_pair().1 ^ self.spec.version;
         let placement = place(cluster, &request, seed);

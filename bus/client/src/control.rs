@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use callboard_protocol::{
     ActorKind, Fault, FaultCode, KernelId, NodeId, Subject,
     control::{
-        FindKernel, KernelList, KernelSpec, LabelKernel, ListKernels, NodeList, RecoverKernel,
-        RecoveryPlan, StartKernel, StopKernel,
+        FindKernel, KernelList, KernelSpec, KernelspecList, LabelKernel, ListKernels, NodeList,
+        RecoverKernel, RecoveryPlan, StartKernel, StopKernel,
     },
     node::Kill,
     storage::{NodeStorage, Purge, Purged},
@@ -53,6 +53,10 @@ impl ControlClient {
     /// # Errors
     /// The control plane's refusal, or [`FaultCode::Unavailable`] if nobody leads.
     pub async fn start_kernel(&self, request: &StartKernel) -> Result<KernelSpec, Fault> {
+        if request.settings.kernelspec.is_some() {
+            // A leader of the version before would not see it, and start Python.
+            self.list_kernelspecs().await.map_err(only_python)?;
+        }
         self.verb("start_kernel", request).await
     }
 
@@ -122,6 +126,14 @@ impl ControlClient {
         self.verb("list_nodes", &()).await
     }
 
+    /// The kernelspecs of other languages that nodes have.
+    ///
+    /// # Errors
+    /// As [`Self::start_kernel`].
+    pub async fn list_kernelspecs(&self) -> Result<KernelspecList, Fault> {
+        self.verb("list_kernelspecs", &()).await
+    }
+
     /// Ends something on a node. Sent once: killing twice is not killing once.
     ///
     /// # Errors
@@ -189,4 +201,16 @@ impl ControlClient {
         );
         Fault { code: FaultCode::Unavailable, message: text, certainty: last.certainty }
     }
+}
+
+/// A control plane that has no such verb.
+fn only_python(fault: Fault) -> Fault {
+    if fault.code != FaultCode::BadRequest {
+        return fault;
+    }
+    Fault::new(
+        FaultCode::Conflict,
+        "the control plane runs a version of callboard that knows Python only: restart all nodes in \
+         this version first (docs/operations.md, Upgrades)",
+    )
 }

@@ -135,6 +135,7 @@ fn shown(kernel: &KernelClient, status: &KernelStatus, took_over: Option<TookOve
         "kernel": kernel.id(),
         "phase": status.phase,
         "losses_survivable": status.losses_survivable,
+        "state_replicated": !status.not_replicated,
         "replicas": replicas,
         "executor": executor.map(|it| &it.node),
         "gpus": { "held": [], "waiting": null },

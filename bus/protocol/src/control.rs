@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    environment::Environment,
+    environment::{Environment, Kernelspec},
     ids::{DiskId, Epoch, GroupId, KernelId, NodeId, OwnerId, ReplicaId, Seq},
     node::PythonStock,
     storage::DiskBeat,
@@ -59,6 +59,9 @@ pub struct KernelSettings {
     /// Limits of its own, within those that the cluster sets.
     #[serde(default)]
     pub limits: KernelLimits,
+    /// The kernelspec of another language that its process is started by; none is Python.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernelspec: Option<String>,
 }
 
 /// Limits of a kernel's processes; `None` is none.
@@ -88,6 +91,17 @@ impl KernelSettings {
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// What is to be known of a session whose state is not replicated, as a sentence; `None` if it is
+    /// replicated.
+    #[must_use]
+    pub fn not_replicated(&self) -> Option<String> {
+        let name = self.kernelspec.as_ref()?;
+        Some(format!(
+            "the state of '{name}' sessions is not replicated: cells and their outputs are kept, but \
+             if the process or its node is lost, a fresh process begins without variables"
+        ))
     }
 }
 
@@ -162,6 +176,22 @@ pub struct KernelList {
     /// The same for people whose client does not ask for more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+}
+
+/// What `list_kernelspecs` answers: the kernelspecs of other languages that nodes have.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelspecList {
+    /// By name.
+    pub kernelspecs: BTreeMap<String, KernelspecStatus>,
+}
+
+/// A kernelspec of another language, and who has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelspecStatus {
+    /// As the first of the nodes has it.
+    pub spec: Kernelspec,
+    /// The nodes that are up and have it.
+    pub nodes: Vec<NodeId>,
 }
 
 /// A kernel that should exist.

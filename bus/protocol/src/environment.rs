@@ -21,4 +21,16 @@ pub struct Environment {
     pub platform: String,
     /// Installed distributions: normal name to version.
     pub distributions: BTreeMap<String, String>,
+    /// Kernelspecs of other languages that are installed, by name; none in a kernel's needs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kernelspecs: BTreeMap<String, Kernelspec>,
+}
+
+/// A kernelspec of another language than Python, as people choose it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernelspec {
+    /// What people know it by.
+    pub display_name: String,
+    /// Its language, as notebooks name it.
+    pub language: String,
 }

@@ -356,6 +356,10 @@ pub struct KernelStatus {
     /// What it does just now.
     #[serde(default, skip_serializing_if = "KernelPhase::is_starting")]
     pub phase: KernelPhase,
+    /// Whether its session's state is in its process only, as that of another language than Python:
+    /// what survives a loss are cells and outputs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub not_replicated: bool,
 }
 
 /// A variable that cannot be carried to another replica.

@@ -12,7 +12,7 @@ use callboard_protocol::{
     NodeId, OwnerId, ReplicaId, Seq, Term,
     audit::Audit,
     control::*,
-    environment::Environment,
+    environment::{Environment, Kernelspec},
     history::*,
     kernel::*,
     node::{Asleep, Beat, Kill, NodeExited, PythonStock},
@@ -169,8 +169,11 @@ fn kernel_messages_keep_their_first_version() {
         files: Vec::new(),
         limits: KernelLimits::default(),
         unenforced: Vec::new(),
+        not_replicated: false,
     };
     holds("kernel_status", &status);
+    let not_replicated = true;
+    holds("kernel_status_not_replicated", &KernelStatus { not_replicated, ..status.clone() });
     holds("kernel_status_phase", &KernelStatus { phase: KernelPhase::Parked, ..status });
     let (from, attempt) = (ReplicaId(1), 2);
     holds("sleep_offer", &SleepOffer { from, attempt, term: 4, index: 19, spec_version: 1 });
@@ -265,6 +268,7 @@ fn settings_and_needs_of_kernels_keep_their_first_version() {
     let settings = KernelSettings {
         directory: Some("/data".to_owned()),
         limits: KernelLimits { memory_max_mib: Some(512), ..KernelLimits::default() },
+        kernelspec: None,
     };
     let start = StartKernel {
         kernel,
@@ -281,6 +285,7 @@ fn settings_and_needs_of_kernels_keep_their_first_version() {
         implementation: "CPython".to_owned(),
         platform: "linux-x86_64".to_owned(),
         distributions: [("numpy".to_owned(), "2.4.6".to_owned())].into(),
+        kernelspecs: BTreeMap::new(),
     };
     holds("note_needs", &NoteNeeds { kernel, needs: needs.clone() });
     let spec = KernelSpec {
@@ -302,6 +307,30 @@ fn settings_and_needs_of_kernels_keep_their_first_version() {
     holds("kernel_spec_needs", &spec);
     let reason = "every node holds a member already".to_owned();
     holds("held_repair", &HeldRepair { kernel, reason });
+}
+
+#[test]
+fn messages_about_kernelspecs_keep_their_first_version() {
+    let kernelspec = Some("bash".to_owned());
+    let settings = KernelSettings { kernelspec, ..KernelSettings::default() };
+    let start = StartKernel {
+        kernel: KernelId(uuid(3)),
+        name: None,
+        replicas: 3,
+        options: KernelOptions::default(),
+        origin: None,
+        settings,
+    };
+    holds("start_kernel_kernelspec", &start);
+    let spec = Kernelspec { display_name: "Bash".to_owned(), language: "bash".to_owned() };
+    let environment = Environment {
+        id: "0123456789abcdef".to_owned(),
+        kernelspecs: [("bash".to_owned(), spec.clone())].into(),
+        ..Environment::default()
+    };
+    holds("environment_kernelspecs", &environment);
+    let status = KernelspecStatus { spec, nodes: vec![node(1), node(2)] };
+    holds("kernelspec_list", &KernelspecList { kernelspecs: [("bash".to_owned(), status)].into() });
 }
 
 #[test]

@@ -87,13 +87,14 @@ impl Role {
             "control.*.find_kernel",
             "control.*.list_kernels",
         ];
-        const GATEWAY: [&str; 9] = [
+        const GATEWAY: [&str; 10] = [
             "kernel.*.log",
             "kernel.*.checkpoint",
             "kernel.*.restart",
             "control.*.start_kernel",
             "control.*.stop_kernel",
             "control.*.list_nodes",
+            "control.*.list_kernelspecs",
             "control.*.list_users",
             "control.*.label_kernel",
             "evt.control.main.audited",

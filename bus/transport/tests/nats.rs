@@ -196,9 +196,16 @@ async fn a_gateway_starts_kernels_and_reads_users_but_administers_nothing() {
     }
     let kernel_verbs =
         ["shell", "control", "stdin", "outputs", "show", "log", "checkpoint", "seen"].map(kernel);
-    let control_verbs =
-        ["start_kernel", "stop_kernel", "find_kernel", "list_kernels", "list_nodes", "list_users"]
-            .map(control);
+    let control_verbs = [
+        "start_kernel",
+        "stop_kernel",
+        "find_kernel",
+        "list_kernels",
+        "list_nodes",
+        "list_kernelspecs",
+        "list_users",
+    ]
+    .map(control);
     for to in kernel_verbs.into_iter().chain(control_verbs) {
         let error = gateway.request(&to, &envelope, Bytes::new(), PATIENCE).await.unwrap_err();
         assert_eq!(error, BusError::NoResponders(to.to_string()));

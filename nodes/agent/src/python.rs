@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use callboard_kernel::python::ENVIRONMENT_PROGRAM;
+use callboard_kernel::{KernelPrograms, python::ENVIRONMENT_PROGRAM};
 use callboard_protocol::environment::Environment;
 use serde::Deserialize;
 use tokio::process::Command;
@@ -70,6 +70,8 @@ pub async fn check_python(program: &Path) -> Option<String> {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct Installed {
     pub(crate) environment: Environment,
+    /// How kernels of other languages are started here.
+    pub(crate) programs: KernelPrograms,
     /// Where packages are installed.
     directories: Vec<PathBuf>,
 }

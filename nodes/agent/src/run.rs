@@ -7,8 +7,8 @@ use std::{
 };
 
 use callboard_kernel::{
-    Cgroups, Confinement, Cursors, FileOptions, NodeContext, NodeStats, PythonConfig, PythonPool,
-    UpkeepConfig,
+    Cgroups, Confinement, Cursors, FileOptions, KernelPrograms, NodeContext, NodeStats,
+    PythonConfig, PythonPool, UpkeepConfig,
     python::{CGROUP_ROOT, Isolation, Zygote, is_root, unpack_package},
 };
 use callboard_policy::{
@@ -146,9 +146,10 @@ pub async fn run_node(options: NodeOptions) -> Result<ExitReason, NodeError> {
     let (python, python_problem) =
         watch::channel(Some("its Python is still being checked".to_owned()));
     let (installed, environment) = watch::channel(None);
-    let checking = tokio::spawn(watch_python(options.python.clone(), python, installed));
+    let (found, programs) = watch::channel(KernelPrograms::default());
+    let checking = tokio::spawn(watch_python(options.python.clone(), python, (installed, found)));
     let running = tokio::select! {
-        started = start(&options, python_problem, environment) => started,
+        started = start(&options, python_problem, (environment, programs)) => started,
         cause = &mut stop => {
             tracing::info!(cause, "stopped while starting");
             checking.abort();
@@ -180,10 +181,13 @@ pub async fn run_node(options: NodeOptions) -> Result<ExitReason, NodeError> {
     reason
 }
 
+/// What is installed in the node's Python environment, and how kernels of other languages are started.
+type Found = (watch::Receiver<Option<Environment>>, watch::Receiver<KernelPrograms>);
+
 async fn start(
     options: &NodeOptions,
     python: watch::Receiver<Option<String>>,
-    environment: watch::Receiver<Option<Environment>>,
+    (environment, programs): Found,
 ) -> Result<RunningNode, NodeError> {
     wait_for_room(&options.data_dir, options.storage.disk_reserve_bytes).await;
     let machine = MachineId::of_this_machine();
@@ -201,7 +205,6 @@ async fn start(
     let package_dir = unpack_package(&dir.root().join("python"))?;
     let isolation = isolation(options, &dir, &package_dir).await;
     let python_pool = python_pool(options, package_dir, &run_dir, isolation.is_ok());
-    let kernels_environment = environment.clone();
     let parts = NodeParts {
         cluster: options.credentials.cluster.clone(),
         node: options.node.clone(),
@@ -215,7 +218,7 @@ async fn start(
         failure: options.failure,
         repair: options.repair,
         python,
-        environment,
+        environment: environment.clone(),
         environment_match: options.environment_match,
         limits_max: options.limits_max,
         crash: crash_by_signal(),
@@ -235,7 +238,8 @@ async fn start(
             disk: full_disk,
             exchange,
             python: python_pool,
-            environment: kernels_environment,
+            environment,
+            programs,
             environment_match: options.environment_match,
             files: options.files.clone(),
             confinement: Confinement {
@@ -378,7 +382,7 @@ async fn connect(options: &NodeOptions) -> Result<Lanes, NodeError> {
 async fn watch_python(
     program: PathBuf,
     problem: watch::Sender<Option<String>>,
-    installed: watch::Sender<Option<Environment>>,
+    (installed, programs): (watch::Sender<Option<Environment>>, watch::Sender<KernelPrograms>),
 ) {
     loop {
         let found = check_python(&program).await;
@@ -397,6 +401,8 @@ async fn watch_python(
             Ok(found) => {
                 let seen = found.changed();
                 tracing::info!(environment = %found.environment.id, "Python environment");
+                // What is told to be there can be started.
+                programs.send_replace(found.programs.clone());
                 installed.send_replace(Some(found.environment.clone()));
                 while found.changed() == seen {
                     tokio::time::sleep(PACKAGES_LOOK_EVERY).await;

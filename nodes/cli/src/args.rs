@@ -303,6 +303,10 @@ pub struct StartArgs {
     /// its own.
     #[arg(long, value_name = "PATH")]
     pub directory: Option<String>,
+    /// Run this kernelspec, which Jupyter finds on the nodes, and not Python. The state of its sessions
+    /// is not replicated.
+    #[arg(long, value_name = "NAME")]
+    pub kernelspec: Option<String>,
     /// Return once the kernel can run cells.
     #[arg(long)]
     pub wait: bool,

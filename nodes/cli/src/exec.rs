@@ -35,7 +35,7 @@ pub async fn run(context: &Context, args: ExecArgs) -> Outcome {
     let timeout = args.timeout.map(Duration::from_secs_f64);
     let options = ExecuteOptions { level, msg_id: args.msg_id, timeout, ..Default::default() };
     let execution = client.kernel(spec.kernel).execute(&code, options);
-    follow(context.printer, execution).await
+    follow(context.printer, execution, spec.settings.kernelspec.is_none()).await
 }
 
 fn code(args: &ExecArgs) -> Result<String, Failure> {
@@ -55,8 +55,8 @@ fn code(args: &ExecArgs) -> Result<String, Failure> {
     }
 }
 
-async fn follow(printer: Printer, mut execution: Execution) -> Outcome {
-    let mut cell = Cell { printer, status: None, outputs: Vec::new() };
+async fn follow(printer: Printer, mut execution: Execution, keeps_state: bool) -> Outcome {
+    let mut cell = Cell { printer, keeps_state, status: None, outputs: Vec::new() };
     let msg_id = execution.msg_id().to_owned();
     while let Some(event) = execution.next().await {
         match event? {
@@ -73,6 +73,7 @@ async fn follow(printer: Printer, mut execution: Execution) -> Outcome {
 
 struct Cell {
     printer: Printer,
+    keeps_state: bool,
     status: Option<String>,
     outputs: Vec<Value>,
 }
@@ -98,8 +99,12 @@ impl Cell {
     fn end(self, end: &CellEnd) -> Outcome {
         let exit = match (&end.outcome, self.status.as_deref()) {
             (CellOutcome::Interrupted { cause }, _) => {
+                let state = match self.keeps_state {
+                    true => "the kernel's state is as before this cell",
+                    false => "the variables of its process are gone",
+                };
                 say(&format!(
-                    "cell {} was interrupted: {cause}; the kernel's state is as before this cell, effects outside it may have happened",
+                    "cell {} was interrupted: {cause}; {state}, effects outside it may have happened",
                     end.seq
                 ));
                 Exit::MaybeExecuted

@@ -70,12 +70,24 @@ async fn start(context: &Context, args: StartArgs) -> Outcome {
         cell_wall_time_max_s: args.cell_wall_time_max_s,
         processes_max: args.processes_max,
     };
-    let settings = KernelSettings { directory: args.directory, limits };
+    let settings =
+        KernelSettings { directory: args.directory, limits, kernelspec: args.kernelspec };
     let (name, replicas) = (args.name, args.replicas);
     let request = StartKernel { kernel, name, replicas, options, origin: None, settings };
     let spec = client.control().start_kernel(&request).await?;
     if !limits.is_default() {
         say_what_is_not_enforced(&client, &spec).await?;
+    }
+    if let Some(warning) = spec.settings.not_replicated() {
+        say(&warning);
+        let placed = spec.replicas.len();
+        if placed < usize::from(spec.replicas_wanted) {
+            say(&format!(
+                "only {placed} of {} replicas have a place: `callboard kernel show {kernel}` says which \
+                 nodes lack the kernelspec",
+                spec.replicas_wanted
+            ));
+        }
     }
     if args.wait {
         wait_ready(&client, kernel).await?;
@@ -121,7 +133,7 @@ pub async fn wait_ready(client: &Client, kernel: KernelId) -> Result<(), Failure
                 return Ok(());
             }
             Ok(status) if status.replicas.iter().all(is_whole) => {
-                "its Python process is starting".to_owned()
+                "its process is starting".to_owned()
             }
             Ok(status) => {
                 let whole = status.replicas.iter().filter(|replica| is_whole(replica)).count();
@@ -201,8 +213,11 @@ fn describe(shown: &Shown) -> String {
             status.accepted, status.ended, status.queue_depth
         ),
         format!("phase      {}", phase(status.phase)),
-        format!("state      {} bytes, {} names", status.state_bytes, status.names.len()),
     ];
+    lines.push(match spec.settings.not_replicated() {
+        Some(warning) => format!("state      {warning}"),
+        None => format!("state      {} bytes, {} names", status.state_bytes, status.names.len()),
+    });
     if let Some(why) = repair_waits {
         lines.push(format!("repair     waits: {why}"));
     }

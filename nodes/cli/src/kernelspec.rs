@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use callboard_protocol::KernelId;
+use callboard_client::Client;
+use callboard_protocol::{KernelId, control::KernelSettings, environment::Kernelspec as Shown};
 use callboard_proxy::{
     OnExit, Proxy, ProxyError, ProxyOptions, Which,
     spec::{self, Kernelspec},
@@ -58,9 +59,9 @@ pub struct InstallArgs {
     /// What programs know it by: letters, digits, '-', '.' or '_'.
     #[arg(long, default_value = "callboard", value_parser = name)]
     name: String,
-    /// What people choose it by.
-    #[arg(long, default_value = "Python 3 (Callboard)", value_name = "TEXT")]
-    display_name: String,
+    /// What people choose it by [default: that of the language, such as 'Python 3 (Callboard)'].
+    #[arg(long, value_name = "TEXT")]
+    display_name: Option<String>,
     /// What it passes on to each process.
     #[command(flatten)]
     kernel: KernelArgs,
@@ -95,6 +96,10 @@ pub struct KernelArgs {
     /// their own; '.' is the notebook's.
     #[arg(long, value_name = "PATH", conflicts_with = "kernel")]
     directory: Option<PathBuf>,
+    /// Start kernels of this kernelspec, which Jupyter finds on the nodes, and not of Python. The state
+    /// of their sessions is not replicated.
+    #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
+    kernelspec: Option<String>,
 }
 
 /// Arguments of `kernelspec run`.
@@ -161,7 +166,7 @@ impl From<ProxyError> for Failure {
 /// A [`Failure`] that says what to do.
 pub async fn run(context: &Context, verb: KernelspecVerb) -> Outcome {
     match verb {
-        KernelspecVerb::Install(args) => install(context, &args),
+        KernelspecVerb::Install(args) => install(context, &args).await,
         KernelspecVerb::Uninstall { name, place } => uninstall(context, &name, &place),
         KernelspecVerb::List => list(context),
         KernelspecVerb::Run(args) => serve(context, args).await,
@@ -170,7 +175,7 @@ pub async fn run(context: &Context, verb: KernelspecVerb) -> Outcome {
 
 /// Serves one front-end's kernel until it is shut down.
 async fn serve(context: &Context, args: RunArgs) -> Outcome {
-    let KernelArgs { kernel, on_exit, directory } = args.kernel;
+    let KernelArgs { kernel, on_exit, directory, kernelspec } = args.kernel;
     let asked_for = || env::var(KERNEL_VARIABLE).ok().filter(|text| !text.is_empty());
     let which = match (kernel.or_else(asked_for), args.kernel_id) {
         (Some(text), _) => Which::Existing(text),
@@ -184,7 +189,8 @@ async fn serve(context: &Context, args: RunArgs) -> Outcome {
         None => None,
     };
     let follows_parent = args.parent.is_some();
-    let options = ProxyOptions { which, on_exit, directory, follows_parent };
+    let settings = KernelSettings { directory, kernelspec, ..KernelSettings::default() };
+    let options = ProxyOptions { which, on_exit, settings, follows_parent };
     let proxy = Proxy::bind(&args.connection_file, options).await?;
     proxy.serve(context.connect().await?).await?;
     Ok(Exit::Ok)
@@ -213,10 +219,18 @@ impl Installed {
     }
 }
 
-fn install(context: &Context, args: &InstallArgs) -> Outcome {
+async fn install(context: &Context, args: &InstallArgs) -> Outcome {
     let credentials = context.front_end_file();
     // Whoever starts a kernel later does not see what is wrong with it.
-    Credentials::load(&credentials).map_err(Failure::usage)?;
+    let access = Credentials::load(&credentials).map_err(Failure::usage)?;
+    let (language, default_name) = match &args.kernel.kernelspec {
+        None => (spec::PYTHON.to_owned(), "Python 3 (Callboard)".to_owned()),
+        Some(name) => {
+            let Shown { language, display_name } = of_the_nodes(&access, name).await?;
+            (language, format!("{display_name} (Callboard, not replicated)"))
+        }
+    };
+    let display_name = args.display_name.clone().unwrap_or(default_name);
     let credentials = fs::canonicalize(&credentials)?;
     let program = env::current_exe().map_err(Failure::environment)?;
     let mut arguments = Vec::new();
@@ -229,10 +243,14 @@ fn install(context: &Context, args: &InstallArgs) -> Outcome {
     if let Some(directory) = &args.kernel.directory {
         arguments.extend(["--directory".to_owned(), directory.display().to_string()]);
     }
+    if let Some(kernelspec) = &args.kernel.kernelspec {
+        arguments.extend(["--kernelspec".to_owned(), kernelspec.clone()]);
+    }
     let directory = args.place.folder()?.join(&args.name);
     refuse_foreign(&directory)?;
     let spec = Kernelspec {
-        display_name: &args.display_name,
+        display_name: &display_name,
+        language: &language,
         program: &program,
         context: &credentials,
         arguments: &arguments,
@@ -248,11 +266,28 @@ fn install(context: &Context, args: &InstallArgs) -> Outcome {
     fs::write(directory.join(spec::LOGO_FILE), spec::LOGO).map_err(cannot)?;
     fs::write(directory.join("kernel.json"), json).map_err(cannot)?;
     say(&format!(
-        "next: choose '{}' in Jupyter, or jupyter console --kernel {}",
-        args.display_name, args.name
+        "next: choose '{display_name}' in Jupyter, or jupyter console --kernel {}",
+        args.name
     ));
     context.printer.data(&Installed::read(&directory), |_| directory.display().to_string())?;
     Ok(Exit::Ok)
+}
+
+/// A kernelspec of the nodes, as it is shown.
+async fn of_the_nodes(access: &Credentials, name: &str) -> Result<Shown, Failure> {
+    let client = Client::connect(access).await.map_err(|it| Failure::new(Exit::Unavailable, it))?;
+    let known = client.control().list_kernelspecs().await?.kernelspecs;
+    match known.get(name) {
+        Some(status) => Ok(status.spec.clone()),
+        None => {
+            let names: Vec<&str> = known.keys().map(String::as_str).collect();
+            let text = format!(
+                "no node has a kernelspec '{name}': there are {}; install it for Jupyter on the nodes",
+                if names.is_empty() { "none but Python's".to_owned() } else { names.join(", ") }
+            );
+            Err(Failure::new(Exit::NotFound, text))
+        }
+    }
 }
 
 fn uninstall(context: &Context, name: &str, place: &PlaceArgs) -> Outcome {

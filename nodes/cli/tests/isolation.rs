@@ -212,6 +212,46 @@ fn user_code_reaches_its_own_session_and_nothing_else() {
     attack(&cluster, "b", "a");
 }
 
+/// Any kernel is one of another language to Callboard if its kernelspec says so, ipykernel too.
+const FOREIGN: &str = r#"
+import os, resource
+assert os.getuid() == os.geteuid() == os.getgid() >= 200000 and os.getgroups() == [], os.getgroups()
+assert os.environ["HOME"] == os.path.expanduser("~") == os.getcwd(), (os.environ["HOME"], os.getcwd())
+assert not [name for name in os.environ if name.startswith(("AWS_", "CALLBOARD_"))]
+assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
+with open("file", "a") as file: print("a secret", file=file)
+print("NoNewPrivs:\t1" in open("/proc/self/status").read())
+"#;
+
+#[test]
+fn the_process_of_another_language_reaches_its_own_session_and_nothing_else() {
+    let Some(python) = readable_python() else { return };
+    let place = tempfile::tempdir().unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let spec = json!({
+        "argv": [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Other", "language": "other",
+    });
+    let folder = place.path().join("kernels/other");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("kernel.json"), spec.to_string()).unwrap();
+    let config = place.path().join("cluster.toml");
+    let launcher = format!("node_launcher = \"env JUPYTER_PATH={}\"\n", place.path().display());
+    fs::write(&config, launcher).unwrap();
+    let config = config.to_str().unwrap();
+    let cluster = Cluster::start_reachable(&["--python", &python, "--config", config]);
+    cluster.start_kernel("a");
+    let ran = cluster.run(&["kernel", "start", "--name", "b", "--kernelspec", "other", "--wait"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    cluster.exec("b", FOREIGN).prints("True\n");
+    cluster.exec("a", "open('file', 'w').close()").prints("");
+    attack(&cluster, "a", "b");
+    attack(&cluster, "b", "a");
+    cluster.kill_node(&executor_node(&cluster, "b"));
+    let again = cluster.exec("b", FOREIGN);
+    assert_eq!((again.code, &*again.stdout), (0, "True\n"), "{again:?}");
+}
+
 fn doctor(cluster: &Cluster, python: &str) -> String {
     run_in(&cluster.data(), &["doctor", "--data", ".", "--python", python]).stdout
 }

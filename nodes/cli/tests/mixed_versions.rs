@@ -61,6 +61,18 @@ fn add_user(cluster: &Cluster) -> i32 {
     code
 }
 
+/// A kernel of another language is started once every member can read it.
+fn start_bash(cluster: &Cluster) -> i32 {
+    let mut code = 4;
+    wait_until("the control plane answers", || {
+        let args = ["kernel", "start", "--name", "bash", "--kernelspec", "bash", "--wait"];
+        code = cluster.run(&args).code;
+        code != 4
+    });
+    assert_eq!(cluster.node_pids().len(), 3);
+    code
+}
+
 /// The executor's node, and its replica's name.
 fn executor(cluster: &Cluster) -> (String, String) {
     let shown = cluster.show("k");
@@ -92,6 +104,7 @@ fn a_session_goes_on_while_its_nodes_are_upgraded_one_by_one() {
         let (node, _) = executor(&cluster);
         let next = if old.contains(&node) { node } else { old.first().unwrap().clone() };
         let code = add_user(&cluster);
+        assert_eq!(start_bash(&cluster), 6, "of the previous version are {old:?}");
         eprintln!("{next} is upgraded; of the previous version are {old:?}; users: {code}");
         let before = cluster.node_pids();
         cluster.kill_node(&next);
@@ -122,6 +135,8 @@ fn a_session_goes_on_while_its_nodes_are_upgraded_one_by_one() {
     assert_eq!(add_user(&cluster), 0, "every member knows users");
     let users = cluster.run(&["user", "list"]).stdout;
     assert!(users.contains("ada") && users.contains("admin"), "{users}");
+    assert_eq!(start_bash(&cluster), 0, "every member knows kernelspecs");
+    cluster.exec("bash", "echo $((1 + 1))").prints("2\n");
     cluster.exec("asleep", "x").prints("1\n");
     let history = cluster.run(&["kernel", "log", "k"]);
     assert_eq!(history.code, 0, "{history:?}");

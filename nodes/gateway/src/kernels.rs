@@ -43,7 +43,7 @@ const LOOK_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct KernelModel {
     pub(crate) id: KernelId,
-    name: &'static str,
+    name: String,
     last_activity: String,
     execution_state: &'static str,
     connections: usize,
@@ -63,7 +63,7 @@ impl KernelModel {
         let known = state.activity.of(spec.kernel);
         Self {
             id: spec.kernel,
-            name: specs::DEFAULT_SPEC,
+            name: spec.settings.kernelspec.as_deref().unwrap_or(specs::DEFAULT_SPEC).to_owned(),
             last_activity: iso8601(known.last),
             execution_state: if known.is_busy { "busy" } else { "idle" },
             connections: known.connections,
@@ -153,11 +153,8 @@ pub(crate) async fn start_one(
     body: &StartBody,
 ) -> Result<KernelModel, ApiError> {
     caller.may_change()?;
-    if let Some(name) = body.name.as_deref().filter(|name| !name.is_empty())
-        && !specs::exists(name)
-    {
-        return Err(specs::unknown(StatusCode::NOT_FOUND, name));
-    }
+    let client = state.client_of(caller);
+    let kernelspec = specs::resolve(&client, body.name.as_deref(), StatusCode::NOT_FOUND).await?;
     let kernel = match body.env.get("KERNEL_ID") {
         None => KernelId::generate(),
         Some(id) => id
@@ -165,14 +162,13 @@ pub(crate) async fn start_one(
             .map_err(|_| ApiError::bad_request("KERNEL_ID has to be a UUID, or to be left out"))?,
     };
     let began = Instant::now();
-    let client = state.client_of(caller);
     let request = StartKernel {
         kernel,
         name: None,
         replicas: state.options.replicas,
         options: KernelOptions::default(),
         origin: None,
-        settings: KernelSettings::default(),
+        settings: KernelSettings { kernelspec, ..KernelSettings::default() },
     };
     let spec = client.control().start_kernel(&request).await?;
     let model = loop {

@@ -197,11 +197,8 @@ async fn kernel_for(
     if let Some(id) = wanted.id.filter(|id| !id.is_empty()) {
         return state.find(caller, &id).await;
     }
-    if let Some(name) =
-        wanted.name.as_deref().filter(|name| !name.is_empty() && !specs::exists(name))
-    {
-        return Err(specs::unknown(StatusCode::NOT_IMPLEMENTED, name));
-    }
+    let client = state.client_of(caller);
+    specs::resolve(&client, wanted.name.as_deref(), StatusCode::NOT_IMPLEMENTED).await?;
     let body = StartBody { name: wanted.name, ..StartBody::default() };
     let model = kernels::start_one(state, caller, &body).await?;
     state.find(caller, &model.id.to_string()).await

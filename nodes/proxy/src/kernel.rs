@@ -50,21 +50,21 @@ pub enum OnExit {
 pub(crate) async fn open(
     client: &Client,
     which: &Which,
-    directory: Option<&str>,
+    settings: &KernelSettings,
     connection: &mut ConnectionFile,
 ) -> Result<KernelClient, ProxyError> {
     let control = client.control();
     let noted = connection.note();
     let id = match which {
         Which::Existing(text) => control.find_kernel(text).await?.kernel,
-        Which::Id(id) => start(client, *id, directory).await?,
+        Which::Id(id) => start(client, *id, settings).await?,
         Which::Own => match noted {
             Some(note) if exists(client, note.kernel).await? => note.kernel,
             _ => {
                 // Noted first: a process that takes the place of this one finds it in any case.
                 let id = KernelId::generate();
                 connection.set_note(Some(Note { kernel: id, restart: false }))?;
-                start(client, id, directory).await?
+                start(client, id, settings).await?
             }
         },
     };
@@ -87,16 +87,15 @@ async fn exists(client: &Client, kernel: KernelId) -> Result<bool, Fault> {
 async fn start(
     client: &Client,
     kernel: KernelId,
-    directory: Option<&str>,
+    settings: &KernelSettings,
 ) -> Result<KernelId, Fault> {
-    let directory = directory.map(str::to_owned);
     let request = StartKernel {
         kernel,
         name: None,
         replicas: REPLICAS,
         options: KernelOptions::default(),
         origin: None,
-        settings: KernelSettings { directory, ..KernelSettings::default() },
+        settings: settings.clone(),
     };
     client.control().start_kernel(&request).await.map(|spec| spec.kernel)
 }

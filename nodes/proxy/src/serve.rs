@@ -5,6 +5,7 @@ use std::{path::Path, time::Duration};
 use callboard_client::{Channels, Client, KernelClient, own, own::Own, said::Said};
 use callboard_protocol::{
     Fault, FaultCode, KernelId,
+    control::KernelSettings,
     jupyter::{Channel, JupyterMessage},
 };
 use serde::Deserialize;
@@ -30,9 +31,8 @@ pub struct ProxyOptions {
     pub which: Which,
     /// What becomes of the kernel when the proxy is told to end.
     pub on_exit: OnExit,
-    /// The directory of every node that a kernel it starts begins in, by an absolute path; none is a
-    /// directory of the kernel's own.
-    pub directory: Option<String>,
+    /// What a kernel that it starts is started with.
+    pub settings: KernelSettings,
     /// Whether it ends when the process that started it does.
     pub follows_parent: bool,
 }
@@ -63,8 +63,8 @@ impl Proxy {
     /// # Errors
     /// [`ProxyError`] if there is no such kernel, or the cluster is lost for good.
     pub async fn serve(mut self, client: Client) -> Result<(), ProxyError> {
-        let ProxyOptions { which, directory, .. } = &self.options;
-        let open = kernel::open(&client, which, directory.as_deref(), &mut self.connection);
+        let ProxyOptions { which, settings, .. } = &self.options;
+        let open = kernel::open(&client, which, settings, &mut self.connection);
         let opened = tokio::select! {
             opened = open => opened?,
             () = self.lifetime.end() => {

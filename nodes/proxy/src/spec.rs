@@ -9,11 +9,16 @@ pub const LOGO: &[u8] = include_bytes!("../../gateway/assets/logo-svg.svg");
 /// The picture's file, as Jupyter programs look for it.
 pub const LOGO_FILE: &str = "logo-svg.svg";
 
+/// The language of kernels that are not of a kernelspec of the nodes.
+pub const PYTHON: &str = "python";
+
 /// What a kernelspec says.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernelspec<'a> {
     /// What people choose it by.
     pub display_name: &'a str,
+    /// Its language, as notebooks name it.
+    pub language: &'a str,
     /// This program.
     pub program: &'a Path,
     /// The credentials, by an absolute path: front-ends start kernels in any directory.
@@ -34,9 +39,9 @@ impl Kernelspec<'_> {
         json!({
             "argv": argv,
             "display_name": self.display_name,
-            "language": "python",
+            "language": self.language,
             "interrupt_mode": "message",
-            "metadata": { "debugger": true, "callboard": { "context": text(self.context) } },
+            "metadata": { "debugger": self.language == PYTHON, "callboard": { "context": text(self.context) } },
         })
     }
 }
@@ -55,6 +60,7 @@ mod tests {
     fn a_kernelspec_starts_this_program_with_the_connection_file_last() {
         let spec = Kernelspec {
             display_name: "Python 3 (Callboard)",
+            language: PYTHON,
             program: Path::new("/p/callboard"),
             context: Path::new("/c/gateway.json"),
             arguments: &["--on-exit".to_owned(), "keep".to_owned()],

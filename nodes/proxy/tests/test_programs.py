@@ -1,6 +1,7 @@
 """Programs that run notebooks, through the kernelspec: outputs as of plain ipykernel."""
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from conftest import Session
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -155,3 +157,23 @@ def test_a_notebook_of_others_shows_what_it_shows_on_ipykernel(cluster, here, pa
         client.execute()
         results.append(shown(result))
     assert results[0] == results[1]
+
+
+def test_kernels_of_another_language_are_offered_and_run(cluster):
+    install = ["kernelspec", "install", "--prefix", cluster.prefix, "--name", "shell", "--kernelspec"]
+    cluster.run(*install, "bash", role="gateway")
+    spec = json.loads((cluster.prefix / "share/jupyter/kernels/shell/kernel.json").read_text())
+    assert (spec["language"], spec["display_name"]) == ("bash", "Bash (Callboard, not replicated)")
+    refused = cluster.run(*install, "nosuch", role="gateway", code=3)
+    assert "no node has a kernelspec 'nosuch': there are bash" in refused.stderr
+    session = Session("shell")
+    try:
+        assert session.run("x=5; echo one") == "one\n"
+        assert session.run("echo $x") == "5\n"
+        started = cluster.data_of("kernel", "show", session.kernel)
+        assert started["spec"]["settings"]["kernelspec"] == "bash"
+        session.manager.restart_kernel()
+        session.reconnect()
+        assert session.run('echo "[$x]"') == "[]\n"
+    finally:
+        session.close()

@@ -47,7 +47,7 @@ pub enum Command {
         /// What it begins with, if not empty.
         #[serde(default)]
         origin: Option<Origin>,
-        /// What else it was asked for with.
+        /// What else it was asked for with. A kernelspec is read by [`super::FORMAT`] 3 and later.
         #[serde(default)]
         settings: KernelSettings,
     },
@@ -262,6 +262,18 @@ pub enum Refusal {
         /// Who asked.
         owner: OwnerId,
     },
+    /// The kernel has no state that another one could begin with.
+    #[error(
+        "kernel {kernel} runs '{kernelspec}', whose state is not replicated, so that no other kernel \
+         can begin with it: start one with `callboard kernel start --kernelspec {kernelspec}` and run \
+         the cells again"
+    )]
+    NoState {
+        /// The kernel.
+        kernel: KernelId,
+        /// Its kernelspec.
+        kernelspec: String,
+    },
     /// The kernel has no such member.
     #[error("kernel {kernel} has no member {replica}: see `callboard kernel show {kernel}`")]
     NoSuchMember {
@@ -362,7 +374,9 @@ impl From<Refusal> for Fault {
             | Refusal::OwnsKernels { .. }
             | Refusal::TokenTaken { .. }
             | Refusal::InFlight { .. } => FaultCode::Conflict,
-            Refusal::TooOld { .. } | Refusal::OtherOwner { .. } => FaultCode::BadRequest,
+            Refusal::TooOld { .. } | Refusal::OtherOwner { .. } | Refusal::NoState { .. } => {
+                FaultCode::BadRequest
+            }
             Refusal::TooMany { .. } | Refusal::TooManyUsers | Refusal::TooManyTokens { .. } => {
                 FaultCode::Exhausted
             }

@@ -60,7 +60,10 @@ impl DesiredState {
             Some(spec) if spec.owner != *owner => {
                 Some(Refusal::OtherOwner { kernel: *kernel, owner: owner.clone() })
             }
-            Some(_) => None,
+            Some(spec) => {
+                let kernelspec = spec.settings.kernelspec.clone()?;
+                Some(Refusal::NoState { kernel: *kernel, kernelspec })
+            }
         }
     }
 

@@ -393,3 +393,30 @@ fn a_start_from_before_settings_existed_is_read() {
     let read: Command = rmp_serde::from_slice(&bytes).unwrap();
     assert_eq!(read, start(1, "ada", None));
 }
+
+#[test]
+fn a_kernelspec_is_written_only_where_one_is_named_and_needs_a_reader_that_knows_it() {
+    let plain = rmp_serde::to_vec(&start(1, "ada", None)).unwrap();
+    let mut named = start(1, "ada", None);
+    let Command::StartKernel { settings, .. } = &mut named else { unreachable!() };
+    settings.kernelspec = Some("bash".to_owned());
+    let bytes = rmp_serde::to_vec(&named).unwrap();
+    // Directory and limits, as the version before writes and reads them; then the kernelspec.
+    let limits = b"\x94\xc0\xc0\xc0\xc0";
+    assert!(plain.ends_with(&[&b"\x92\xc0"[..], limits].concat()), "{plain:x?}");
+    assert!(bytes.ends_with(&[&b"\x93\xc0"[..], limits, b"\xa4bash"].concat()), "{bytes:x?}");
+    assert_eq!(rmp_serde::from_slice::<Command>(&bytes).unwrap(), named);
+
+    let mut state = DesiredState::default();
+    let format = |state: &DesiredState| {
+        let (format, _): (u16, DesiredState) = rmp_serde::from_slice(&state.snapshot()).unwrap();
+        format
+    };
+    assert_eq!(spec(state.apply(1, named)).settings.kernelspec.as_deref(), Some("bash"));
+    assert_eq!(format(&state), FORMAT_WITH_KERNELSPECS);
+    let origin = Origin::Kernel { kernel: kernel(1), at: "1".to_owned() };
+    let refusal = state.refusal_of_origin(&owner("ada"), &origin).unwrap();
+    assert!(refusal.to_string().contains("whose state is not replicated"), "{refusal}");
+    state.apply(2, stop(1));
+    assert_eq!(format(&state), FORMAT_WITHOUT_USERS);
+}

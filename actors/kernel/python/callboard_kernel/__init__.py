@@ -13,7 +13,8 @@ with `reducers`, `functions` and `arrays` (bytes), `fingerprint` (what need not 
 `background` (what runs beside the cells), `session`, `history` and `sources` (state beyond variables),
 `comms` and `traits` (widgets), `protocol` (requests that ipykernel would leave unanswered), `refusal` and
 `placeholder` (what cannot be carried), `live` (the running session that pickles refer to), `isolation`
-(whose process it is). Beside them `zygote`, which forks kernels, and `preload`, the libraries it has ready.
+(whose process it is). Beside them `zygote`, which forks kernels, `preload`, the libraries it has ready, and
+`foreign`, which becomes the kernel of another language.
 """
 
 PROTOCOL_VERSION = 2

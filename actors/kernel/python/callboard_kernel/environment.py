@@ -1,7 +1,8 @@
 """The Python environment: what is installed here, and what of it the session has imported.
 
-As a program it prints the environment as JSON, for the node. It imports nothing of this package, so
-that any interpreter can run it by its path.
+As a program it prints the environment as JSON, for the node, with the kernelspecs of other languages
+that Jupyter finds here. It imports nothing of this package, so that any interpreter can run it by its
+path.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import re
+import string
 import sys
 import sysconfig
 import types
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any, Iterable
 
 _SEPARATORS = re.compile(r"[-_.]+")
+# What Jupyter allows, of a length that fits into a table.
+_KERNELSPEC = re.compile(r"[a-z0-9._-]{1,64}")
 # Namespaces larger than this are not looked through for modules that nobody imported by name.
 _NAMES_LOOKED_AT_MAX = 2_000
 
@@ -55,11 +59,65 @@ def installed(directories: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def describe() -> dict[str, Any]:
-    """The environment with its id, and the directories whose change of time means that it changed."""
-    described = {**facts(), "distributions": installed(sys.path)}
+def describe(kernelspecs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The environment with its id."""
+    described: dict[str, Any] = {**facts(), "distributions": installed(sys.path)}
+    if kernelspecs:
+        described["kernelspecs"] = {
+            name: {"display_name": str(spec.get("display_name") or name), "language": str(spec.get("language") or name)}
+            for name, spec in kernelspecs.items()
+        }
     canonical = json.dumps(described, sort_keys=True).encode()
     return {"id": hashlib.sha256(canonical).hexdigest()[:16], **described}
+
+
+def kernelspec_folders() -> list[str]:
+    """Where Jupyter looks for kernelspecs, the first place first."""
+    try:
+        from jupyter_core.paths import jupyter_path
+    except ImportError:
+        return []
+    return jupyter_path("kernels")
+
+
+def find_kernelspecs(folders: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The kernelspecs of other languages than Python: name -> content; the first one found counts."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            place = os.path.join(folder, name)
+            try:
+                spec = json.loads(Path(place, "kernel.json").read_bytes())
+            except (OSError, ValueError):
+                continue
+            if isinstance(spec, dict) and _KERNELSPEC.fullmatch(name.lower()):
+                found.setdefault(name.lower(), {**spec, "resource_dir": place})
+    return {name: spec for name, spec in found.items() if _is_foreign(spec)}
+
+
+def _is_foreign(spec: dict[str, Any]) -> bool:
+    """Whether a kernelspec is one to start a process by here, and neither Python nor a way to Callboard itself."""
+    argv, metadata = spec.get("argv"), spec.get("metadata")
+    is_command = isinstance(argv, list) and bool(argv) and all(isinstance(it, str) for it in argv)
+    is_elsewhere = isinstance(metadata, dict) and not metadata.keys().isdisjoint(("kernel_provisioner", "callboard"))
+    return is_command and not is_elsewhere and str(spec.get("language")).lower() != "python"
+
+
+def program_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """How a kernelspec's process is started here; the connection file has still to be put in."""
+    argv = [it.replace("{resource_dir}", spec["resource_dir"]).replace("{prefix}", sys.prefix) for it in spec["argv"]]
+    if argv[0] in ("python", "python3", "python%d.%d" % sys.version_info[:2]):
+        argv[0] = sys.executable
+    env = spec.get("env") if isinstance(spec.get("env"), dict) else {}
+    return {
+        "argv": argv,
+        "env": {str(name): string.Template(str(value)).safe_substitute(os.environ) for name, value in env.items()},
+        "interrupt_mode": "message" if spec.get("interrupt_mode") == "message" else "signal",
+    }
 
 
 class Imported:
@@ -146,5 +204,12 @@ def _place_of(module: Any) -> str | None:
 
 
 if __name__ == "__main__":
-    directories = [path for path in sys.path if os.path.isdir(path)]
-    print(json.dumps({"environment": describe(), "directories": directories}))
+    folders = kernelspec_folders()
+    kernelspecs = find_kernelspecs(folders)
+    described = {
+        "environment": describe(kernelspecs),
+        # When one of these changes, so may the environment.
+        "directories": [path for path in sys.path if os.path.isdir(path)] + folders,
+        "programs": {name: program_of(spec) for name, spec in kernelspecs.items()},
+    }
+    print(json.dumps(described))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -67,6 +68,49 @@ def test_the_program_prints_the_environment_of_its_interpreter():
     said = json.loads(subprocess.run([sys.executable, program], capture_output=True, check=True).stdout)
     assert said["environment"]["distributions"]["numpy"] and len(said["environment"]["id"]) == 16
     assert any("site-packages" in path for path in said["directories"])
+
+
+def test_the_program_names_kernelspecs_of_other_languages_as_jupyter_finds_them(tmp_path):
+    def install(name, place="first", **spec):
+        folder = tmp_path / place / "kernels" / name
+        folder.mkdir(parents=True)
+        (folder / "kernel.json").write_text(json.dumps(spec))
+        return str(folder)
+
+    tool = {"argv": ["tool", "-f", "{connection_file}", "{resource_dir}"], "display_name": "Tool", "language": "tool"}
+    folder = install("Tool", **tool, env={"PLACE": "${HOME}/x", "OTHER": "$NOT_SET"}, interrupt_mode="message")
+    install("tool", "second", **{**tool, "display_name": "hidden by the first"})
+    install("snake", argv=["python3", "-m", "snake"], language="snake")
+    for number, unfit in enumerate([
+        {**tool, "language": "python"},
+        {**tool, "metadata": {"callboard": {}}},
+        {**tool, "metadata": {"kernel_provisioner": {}}},
+        {**tool, "argv": []},
+        {**tool, "argv": "tool"},
+    ]):
+        install(f"unfit{number}", **unfit)
+    (tmp_path / "first/kernels/torn").mkdir()
+    (tmp_path / "first/kernels/torn/kernel.json").write_text("{")
+    (tmp_path / "first/kernels/Bad name").mkdir()
+
+    program = PACKAGE_PARENT / "callboard_kernel/environment.py"
+    places = f"{tmp_path / 'first'}:{tmp_path / 'second'}"
+    environment = {**os.environ, "JUPYTER_PATH": places, "HOME": "/home/me"}
+    ran = subprocess.run([sys.executable, program], capture_output=True, check=True, env=environment)
+    said = json.loads(ran.stdout)
+    shown = said["environment"]["kernelspecs"]
+    assert set(shown) == set(said["programs"]) >= {"tool", "snake", "bash"}
+    assert not any(name.startswith(("unfit", "torn", "bad", "python")) for name in shown)
+    assert shown["tool"] == {"display_name": "Tool", "language": "tool"}
+    assert shown["snake"] == {"display_name": "snake", "language": "snake"}
+    assert said["programs"]["tool"] == {
+        "argv": ["tool", "-f", "{connection_file}", folder],
+        "env": {"PLACE": "/home/me/x", "OTHER": "$NOT_SET"},
+        "interrupt_mode": "message",
+    }
+    assert said["programs"]["snake"]["argv"][0] == sys.executable
+    assert said["programs"]["snake"]["interrupt_mode"] == "signal"
+    assert str(tmp_path / "first/kernels") in said["directories"]
 
 
 def test_what_is_imported_is_recorded_with_its_distribution_and_version(tmp_path):

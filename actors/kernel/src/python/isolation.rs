@@ -29,7 +29,7 @@ use nix::{
 use serde::Serialize;
 
 use super::directory::{FileOptions, SessionConfig};
-use chown::give;
+pub(super) use chown::give;
 pub use probe::isolation_problem;
 
 /// Uids of one node; the configured base is a multiple of it.
@@ -72,7 +72,7 @@ impl Eq for Isolation {}
 /// What a process is told of the user that it is to become.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct SessionUser {
-    uid: u32,
+    pub(super) uid: u32,
     home: PathBuf,
     caches: PathBuf,
 }

@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{
+    isolation::{SessionUser, give},
     process::LaunchError,
     sockets::{CONTROL, HEARTBEAT, IOPUB, SHELL, STDIN, Sockets},
 };
@@ -36,7 +37,7 @@ pub(super) fn write_connection(
     directory: &SocketDirectory,
     key: &SigningKey,
 ) -> Result<PathBuf, LaunchError> {
-    let connection_file = directory.path.join("connection.json");
+    let connection_file = directory.place().join("connection.json");
     let connection = serde_json::json!({
         "transport": "ipc", "ip": directory.prefix(), "key": key.as_str(),
         "signature_scheme": "hmac-sha256", "shell_port": SHELL, "iopub_port": IOPUB,
@@ -80,23 +81,28 @@ pub(super) fn spawn(
     key: &SigningKey,
     adjust: impl FnOnce(&mut Command) -> &mut Command,
 ) -> Result<Child, LaunchError> {
-    let fail = |source| LaunchError::Directory { path: directory.path.clone(), source };
     let connection_file = write_connection(directory, key)?;
+    let mut command = Command::new(program);
+    command.args(["-m", module, "-f"]).arg(&connection_file);
+    spawn_logged(command, directory, adjust)
+}
+
+/// Starts a command whose log is in `directory`, in a process group of its own; `adjust` adds to its
+/// environment.
+pub(super) fn spawn_logged(
+    mut command: Command,
+    directory: &SocketDirectory,
+    adjust: impl FnOnce(&mut Command) -> &mut Command,
+) -> Result<Child, LaunchError> {
+    let fail = |source| LaunchError::Directory { path: directory.path.clone(), source };
     let log = std::fs::File::create(directory.log()).map_err(fail)?;
     let log_too = log.try_clone().map_err(fail)?;
-    let mut command = Command::new(program);
     without_our_variables(&mut command);
-    command
-        .args(["-m", module, "-f"])
-        .arg(&connection_file)
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(log_too)
-        .process_group(0)
-        .kill_on_drop(true);
-    let child = adjust(&mut command)
-        .spawn()
-        .map_err(|source| LaunchError::Spawn { program: program.to_owned(), source })?;
+    command.stdin(Stdio::null()).stdout(log).stderr(log_too).process_group(0).kill_on_drop(true);
+    let child = adjust(&mut command).spawn().map_err(|source| LaunchError::Spawn {
+        program: command.as_std().get_program().into(),
+        source,
+    })?;
     if let Some(pid) = child.id() {
         directory.note_pid(pid)?;
     }
@@ -140,6 +146,8 @@ pub(super) async fn probe(
 pub(super) struct SocketDirectory {
     pub(super) path: PathBuf,
     run_dir: PathBuf,
+    /// Where the sockets are instead, if the process makes them under another uid.
+    lent: Option<PathBuf>,
 }
 
 impl SocketDirectory {
@@ -155,12 +163,42 @@ impl SocketDirectory {
             .recursive(false)
             .create(&path)
             .map_err(|source| LaunchError::Directory { path: path.clone(), source })?;
-        Ok(Self { path, run_dir: run_dir.to_owned() })
+        Ok(Self { path, run_dir: run_dir.to_owned(), lent: None })
+    }
+
+    /// Has the sockets and the connection file in a directory that other users can reach. The log
+    /// stays: what the node reads must not be exchanged for a link.
+    pub(super) fn lend(&mut self) -> Result<(), LaunchError> {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let path = std::env::temp_dir().join(format!("callboard-sockets-{name}"));
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|source| LaunchError::Directory { path: path.clone(), source })?;
+        self.lent = Some(path);
+        Ok(())
+    }
+
+    /// Gives that directory to the user of a session.
+    pub(super) fn give_to(&self, user: &SessionUser) -> Result<(), LaunchError> {
+        let path = self.place();
+        give(path, user.uid)
+            .map_err(|source| LaunchError::Directory { path: path.to_owned(), source })
+    }
+
+    /// Where the sockets and the connection file are.
+    fn place(&self) -> &Path {
+        self.lent.as_deref().unwrap_or(&self.path)
     }
 
     /// What the paths of the kernel's sockets begin with.
     pub(super) fn prefix(&self) -> PathBuf {
-        self.path.join("k")
+        self.place().join("k")
+    }
+
+    /// Where the Python side hands its state over.
+    pub(super) fn state_socket(&self) -> PathBuf {
+        self.path.join("state")
     }
 
     /// Where the process's own words go.
@@ -190,6 +228,8 @@ impl SocketDirectory {
 impl Drop for SocketDirectory {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(self.pid_file());
-        let _ = std::fs::remove_dir_all(&self.path);
+        for path in self.lent.iter().chain([&self.path]) {
+            let _ = std::fs::remove_dir_all(path);
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The Python process of one replica: a stock ipykernel with Callboard's state package.
+//! The Python process of one replica: a stock ipykernel with Callboard's state package. Or that of a
+//! kernel of another language ([`ForeignKernel`]), which says and is told the same, and has no state.
 //!
 //! [`PythonPool`] is where processes come from: out of a stock of started ones, forked by the
 //! [`Zygote`], or started the long way. [`PythonProcess`] owns the child, its sockets and its directory. It decides nothing: what
@@ -7,6 +8,7 @@
 mod cgroup;
 mod child;
 mod directory;
+mod foreign;
 mod isolation;
 mod launch;
 pub mod memory;
@@ -17,10 +19,12 @@ mod pool;
 mod process;
 mod sockets;
 mod state_socket;
+mod supervised;
 mod zygote;
 
 pub use cgroup::{CGROUP_ROOT, Cgroups};
 pub use directory::{FileOptions, PipPolicy, SessionConfig, SessionDirectory, SessionPackages};
+pub use foreign::{ForeignKernel, KernelProgram, KernelPrograms};
 pub use isolation::{Isolation, UIDS_PER_NODE, is_root, isolation_problem};
 pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;

@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 use super::{
     child::KernelChild,
     launch::{SocketDirectory, probe, spawn},
-    process::{LaunchError, READY_WITHIN, ended},
+    process::LaunchError,
     sockets::Sockets,
+    supervised::{READY_WITHIN, ended},
 };
 use crate::running_cell::{IopubKind, classify};
 

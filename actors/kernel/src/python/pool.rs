@@ -20,7 +20,7 @@ use tokio::sync::{
 };
 
 use super::{
-    Hello, PythonConfig, PythonEvent, PythonProcess,
+    ForeignKernel, Hello, PythonConfig, PythonEvent, PythonProcess,
     memory::{available_mib, may_lower_niceness},
     orphans::Orphans,
     zygote::Zygote,
@@ -114,6 +114,14 @@ impl PythonPool {
                 Taken { process, events, hello: None }
             }
         }
+    }
+
+    /// Starts the process of a kernel of another language: there is no stock of them.
+    #[must_use]
+    pub fn start_foreign(&self, kernel: ForeignKernel) -> Taken {
+        let Inner { config, run_dir, .. } = &*self.0;
+        let (process, events) = PythonProcess::launch_foreign(config.clone(), run_dir, kernel);
+        Taken { process, events, hello: None }
     }
 
     /// What is in stock.

@@ -1,17 +1,9 @@
 //! Starts, feeds and ends one Python process.
 
-use std::{
-    os::unix::process::ExitStatusExt,
-    path::{Path, PathBuf},
-    process::ExitStatus,
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use callboard_protocol::{jupyter::JupyterMessage, zmq::SigningKey};
-use nix::{
-    sys::signal::{Signal, kill, killpg},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill, killpg};
 use tokio::{
     io::BufReader,
     net::{UnixListener, unix::OwnedWriteHalf},
@@ -19,21 +11,19 @@ use tokio::{
 };
 
 use super::{
-    PythonEvent,
-    cgroup::Confined,
+    ForeignKernel, PythonEvent,
     child::KernelChild,
     directory::SessionConfig,
+    foreign::Foreign,
     launch::{SocketDirectory, probe, set_isolated, spawn, write_connection},
     sockets::Sockets,
     state_socket::{self, FromPython, Hello, PROTOCOL_VERSION, RestoreGroup},
+    supervised::{READY_WITHIN, Supervised, prepare},
     zygote::{ForkRequest, Zygote},
 };
 
-/// A kernel that is not ready within this time is given up.
-pub(super) const READY_WITHIN: Duration = Duration::from_secs(60);
-
 /// Names the socket a kernel hands its state over.
-const STATE_SOCKET_VARIABLE: &str = "CALLBOARD_STATE_SOCKET";
+pub(super) const STATE_SOCKET_VARIABLE: &str = "CALLBOARD_STATE_SOCKET";
 
 /// How to run Python on this node.
 #[derive(Debug, Clone)]
@@ -73,7 +63,7 @@ pub enum LaunchError {
         source: std::io::Error,
     },
     /// It ended before it was ready.
-    #[error("Python ended before it was ready ({how}): {log}")]
+    #[error("it ended before it was ready ({how}): {log}")]
     Ended {
         /// How it ended.
         how: String,
@@ -81,7 +71,7 @@ pub enum LaunchError {
         log: String,
     },
     /// It did not get ready in time.
-    #[error("Python was not ready within {limit} s: {log}", limit = READY_WITHIN.as_secs())]
+    #[error("it was not ready within {limit} s: {log}", limit = READY_WITHIN.as_secs())]
     TooSlow {
         /// The end of what it wrote.
         log: String,
@@ -89,10 +79,17 @@ pub enum LaunchError {
     /// Its sockets failed.
     #[error("cannot talk to the kernel: {0}")]
     Socket(String),
+    /// Its kernelspec is not there.
+    #[error("there is no kernelspec '{name}' here: install it for Jupyter on this node")]
+    NoKernelspec {
+        /// Its name.
+        name: String,
+    },
 }
 
+/// What a process is to do.
 #[derive(Debug)]
-enum Order {
+pub(super) enum Order {
     Send(JupyterMessage),
     Restore { groups: Vec<RestoreGroup>, execution_count: u64 },
     Configure(Box<SessionConfig>),
@@ -141,6 +138,29 @@ impl PythonProcess {
         (Self { orders }, event_queue)
     }
 
+    /// Starts the process of a kernel of another language, which is not to be configured. Its first and
+    /// last events are those of [`Self::launch`].
+    pub(super) fn launch_foreign(
+        config: PythonConfig,
+        run_dir: &Path,
+        kernel: ForeignKernel,
+    ) -> (Self, mpsc::UnboundedReceiver<PythonEvent>) {
+        let (orders, order_queue) = mpsc::unbounded_channel();
+        let (events, event_queue) = mpsc::unbounded_channel();
+        let run_dir = run_dir.to_owned();
+        tokio::spawn(async move {
+            let last = match Foreign::start(&config, &run_dir, &kernel).await {
+                Ok((running, hello)) => {
+                    let _ = events.send(PythonEvent::Ready(hello));
+                    running.serve(order_queue, &events).await
+                }
+                Err(error) => PythonEvent::NotReady(error),
+            };
+            let _ = events.send(last);
+        });
+        (Self { orders }, event_queue)
+    }
+
     /// Sends a message to the kernel on its channel.
     pub fn send(&self, message: JupyterMessage) {
         let _ = self.orders.send(Order::Send(message));
@@ -174,17 +194,11 @@ impl PythonProcess {
 }
 
 struct Running {
-    child: KernelChild,
-    pid: Pid,
+    process: Supervised,
     sockets: Sockets,
     from_kernel: mpsc::UnboundedReceiver<JupyterMessage>,
     from_python: mpsc::UnboundedReceiver<FromPython>,
     to_python: OwnedWriteHalf,
-    directory: SocketDirectory,
-    /// Why it was killed, if it was killed on purpose.
-    cause: Option<String>,
-    /// Its group, and the limit of its memory in MiB.
-    confined: Option<(Confined, u64)>,
 }
 
 impl Running {
@@ -197,11 +211,10 @@ impl Running {
         let directory = SocketDirectory::create(run_dir)?;
         let key = SigningKey::generate();
         let socket_error = |error: std::io::Error| LaunchError::Socket(error.to_string());
-        let listener = UnixListener::bind(directory.path.join("state")).map_err(socket_error)?;
-        let mut child = begin(config, &directory, &key, zygote, nice).await?;
-        let Some(pid) = child.pid() else {
-            return Err(ended(&mut child, &directory).await);
-        };
+        let listener = UnixListener::bind(directory.state_socket()).map_err(socket_error)?;
+        let child = begin(config, &directory, &key, zygote, nice).await?;
+        let mut process = Supervised::new(child, directory).await?;
+        let prefix = process.sockets();
         let connecting = async {
             let (stream, _) = listener.accept().await.map_err(socket_error)?;
             let (reader, mut to_python) = stream.into_split();
@@ -214,7 +227,7 @@ impl Running {
             .map_err(socket_error)?;
             let mut from_python = read_states(BufReader::new(reader));
             let (sender, mut from_kernel) = mpsc::unbounded_channel();
-            let sockets = Sockets::connect(&directory.prefix(), &key, sender)
+            let sockets = Sockets::connect(&prefix, &key, sender)
                 .await
                 .map_err(|error| LaunchError::Socket(error.to_string()))?;
             let hello = match from_python.recv().await {
@@ -231,35 +244,9 @@ impl Running {
             probe(&sockets, &mut from_kernel).await;
             Ok((sockets, from_kernel, from_python, to_python, hello))
         };
-        let connected = tokio::select! {
-            connected = connecting => connected,
-            _ = child.wait() => Err(ended(&mut child, &directory).await),
-            () = tokio::time::sleep(READY_WITHIN) => {
-                Err(LaunchError::TooSlow { log: directory.log_tail().await })
-            }
-        };
-        match connected {
-            Ok((sockets, from_kernel, from_python, to_python, hello)) => {
-                let cause = None;
-                let running = Self {
-                    child,
-                    pid,
-                    sockets,
-                    from_kernel,
-                    from_python,
-                    to_python,
-                    directory,
-                    cause,
-                    confined: None,
-                };
-                Ok((running, hello))
-            }
-            Err(error) => {
-                let _ = killpg(pid, Signal::SIGKILL);
-                let _ = child.wait().await;
-                Err(error)
-            }
-        }
+        let ready = process.until_ready(connecting).await?;
+        let (sockets, from_kernel, from_python, to_python, hello) = ready;
+        Ok((Self { process, sockets, from_kernel, from_python, to_python }, hello))
     }
 
     /// Carries orders and messages until the process ends; returns how it did.
@@ -271,7 +258,9 @@ impl Running {
         loop {
             let event = tokio::select! {
                 biased;
-                status = self.child.wait() => break self.exited(status.ok()).await,
+                status = self.process.child.wait() => {
+                    break PythonEvent::Exited { how: self.process.exited(status.ok()).await };
+                }
                 order = orders.recv() => {
                     self.carry_out(order.unwrap_or(Order::Kill)).await;
                     continue;
@@ -302,74 +291,29 @@ impl Running {
                     state_socket::write_restore(&mut self.to_python, &groups, execution_count);
                 if let Err(error) = written.await {
                     tracing::warn!(%error, "cannot hand the state to Python");
-                    let _ = killpg(self.pid, Signal::SIGKILL);
+                    let _ = killpg(self.process.pid, Signal::SIGKILL);
                 }
             }
             Order::Configure(session) => {
                 if let Err(error) = self.configure(&session).await {
-                    self.end_because(format!(
+                    self.process.end_because(format!(
                         "ended, as its directories could not be made ({error}): see to {}",
                         session.directory.root.display()
                     ));
                 }
             }
-            Order::End(cause) => self.end_because(cause),
+            Order::End(cause) => self.process.end_because(cause),
             Order::Interrupt => {
-                let _ = kill(self.pid, Signal::SIGINT);
+                let _ = kill(self.process.pid, Signal::SIGINT);
             }
-            Order::Kill => {
-                let _ = killpg(self.pid, Signal::SIGKILL);
-                let _ = self.child.wait().await;
-            }
+            Order::Kill => self.process.kill().await,
         }
     }
 
     async fn configure(&mut self, session: &SessionConfig) -> std::io::Result<()> {
-        session.create()?;
-        let (limits, cgroups) = &session.limits;
-        if !limits.is_default() {
-            // A group per process, so that what is counted in it is this process's.
-            let kernel = session.directory.root.file_name().unwrap_or_default().to_string_lossy();
-            let confined = cgroups.confine(&format!("{kernel}-{}", self.pid), self.pid, limits)?;
-            self.confined = Some((confined, limits.memory_max_mib.unwrap_or(0)));
-        }
-        let user = match session.isolation.clone() {
-            None => None,
-            Some(isolation) => {
-                let session = session.clone();
-                let handed = tokio::task::spawn_blocking(move || isolation.hand_over(&session));
-                Some(handed.await.map_err(std::io::Error::other)??)
-            }
-        };
+        self.process.confine(session)?;
+        let user = prepare(session).await?;
         state_socket::write_session(&mut self.to_python, session, user.as_ref()).await
-    }
-
-    /// Kills the process for a reason that is told in place of the signal.
-    fn end_because(&mut self, cause: String) {
-        tracing::warn!(%cause, "a Python process is ended");
-        self.cause = Some(cause);
-        let _ = killpg(self.pid, Signal::SIGKILL);
-    }
-
-    async fn exited(&mut self, status: Option<ExitStatus>) -> PythonEvent {
-        // What it started goes with it.
-        let _ = killpg(self.pid, Signal::SIGKILL);
-        let mut how = status.map_or_else(|| "ended".to_owned(), describe);
-        let tail = self.directory.log_tail().await;
-        if !tail.is_empty() {
-            tracing::warn!(%how, %tail, "a Python process ended");
-        }
-        let memory = self.confined.as_ref().filter(|(confined, _)| confined.memory_kills() > 0);
-        if let Some(cause) = self.cause.take() {
-            how = cause;
-        } else if let Some((_, limit_mib)) = memory
-            && how.contains("signal 9")
-        {
-            how = format!("killed, as it used more than {limit_mib} MiB (limit of this kernel)");
-        } else if how.contains("signal 9") {
-            how.push_str(" (out of memory, or killed by hand)");
-        }
-        PythonEvent::Exited { how }
     }
 }
 
@@ -381,7 +325,7 @@ async fn begin(
     zygote: Option<Zygote>,
     nice: i32,
 ) -> Result<KernelChild, LaunchError> {
-    let state_socket = directory.path.join("state");
+    let state_socket = directory.state_socket();
     if let Some(zygote) = zygote {
         let request = ForkRequest {
             connection: write_connection(directory, key)?,
@@ -404,19 +348,6 @@ async fn begin(
             .env(STATE_SOCKET_VARIABLE, &state_socket)
     })?;
     Ok(KernelChild::Started(child))
-}
-
-pub(super) async fn ended(child: &mut KernelChild, directory: &SocketDirectory) -> LaunchError {
-    let how = child.wait().await.map_or_else(|error| error.to_string(), describe);
-    LaunchError::Ended { how, log: directory.log_tail().await }
-}
-
-fn describe(status: ExitStatus) -> String {
-    match (status.signal(), status.code()) {
-        (Some(signal), _) => format!("killed by signal {signal}"),
-        (None, Some(code)) => format!("exited with code {code}"),
-        (None, None) => "ended".to_owned(),
-    }
 }
 
 fn read_states(

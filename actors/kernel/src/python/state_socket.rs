@@ -145,7 +145,7 @@ pub struct PartPatch {
 }
 
 /// The state that was given is in place.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 pub struct Restored {
     /// Names that could not be rebuilt, and why.
     #[serde(default)]

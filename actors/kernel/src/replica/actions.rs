@@ -13,7 +13,7 @@ use super::{Internal, ReplicaState, Stored, tell};
 use crate::{
     aborted,
     held::{HeldState, NotHeld},
-    python::{PythonEvent, SessionConfig, Taken},
+    python::{PythonEvent, Taken},
     refusal::WithoutRoom,
     running_cell::{PlacedOutput, RunningCell},
     state::{self, Named, Packer},
@@ -91,11 +91,7 @@ impl ReplicaState {
         self.python_life += 1;
         self.held = HeldState::default();
         let life = self.python_life;
-        let context = &self.args.context;
-        let Taken { process, mut events, hello } = context.python.take();
-        let limits = (self.limits(), context.confinement.cgroups.clone());
-        let session = SessionConfig::of(&context.files, &self.args.spec, limits);
-        process.configure(session.isolated(context.confinement.isolation.clone().ok()));
+        let Taken { process, mut events, hello } = self.take_process();
         self.python = Some(process);
         let me = self.me.clone();
         if let Some(hello) = hello {
@@ -185,8 +181,9 @@ impl ReplicaState {
         self.is_told_of_parking = false;
         self.publisher.began(cell.seq);
         let (seq, msg_id) = (cell.seq, cell.msg_id.clone());
-        let mut running = RunningCell::new(term, cell.seq, cell.msg_id, cell.level, is_execute);
+        let mut running = RunningCell::new(term, seq, msg_id.clone(), cell.level, is_execute);
         running.stops_on_error = is_execute && aborted::stops_on_error(&message);
+        running.notice = self.lost_state(term, seq).filter(|_| is_execute);
         self.set_cell(Some(running));
         if is_execute && seq <= self.abort_through {
             let captured = self.read(|log| aborted::nothing_changed(log, msg_id));

@@ -251,6 +251,7 @@ mod tests {
             limits: callboard_protocol::control::KernelLimits::default(),
             unenforced: Vec::new(),
             phase: KernelPhase::Hibernating,
+            not_replicated: false,
         };
         let voters = [(ReplicaId(2), NodeId::new("node-2").unwrap())].into();
         let (leader, executor, spec_version) = (ReplicaId(2), Some(ReplicaId(2)), 7);

@@ -141,7 +141,7 @@ impl ReplicaState {
 
     /// Tells the machine how the kernel is to be kept.
     pub(super) fn tell_upkeep(&mut self) {
-        let upkeep = self.args.context.upkeep.of(&self.args.spec.options);
+        let upkeep = self.args.context.upkeep.of(&self.args.spec);
         self.step(Input::Upkeep(upkeep));
     }
 

@@ -12,6 +12,7 @@ mod beginning;
 mod branch;
 mod chunks;
 mod hibernating;
+mod language;
 mod life;
 mod limits;
 mod membership;
@@ -70,6 +71,10 @@ const ASKERS_PER_REQUEST_MAX: usize = 8;
 
 /// What a replica is told.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box would cost an allocation for each message, to save memory that few of them take"
+)]
 pub enum ReplicaMsg {
     /// The kernel's entry in the desired state changed.
     SpecChanged(KernelSpec),

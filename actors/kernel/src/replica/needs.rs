@@ -51,7 +51,11 @@ impl ReplicaState {
         let context = &self.args.context;
         let needs = match context.environment_match {
             EnvironmentMatch::Off => None,
-            EnvironmentMatch::Exact => context.environment.borrow().clone(),
+            EnvironmentMatch::Exact => context
+                .environment
+                .borrow()
+                .clone()
+                .map(|here| Environment { kernelspecs: Default::default(), ..here }),
             EnvironmentMatch::Imported => serde_json::from_slice(part)
                 .inspect_err(|error| tracing::warn!(%error, "what was imported cannot be read"))
                 .ok(),

@@ -80,6 +80,9 @@ impl ReplicaState {
         let kind = classify(&message);
         let seq = self.cell.as_ref().filter(|cell| cell.caused(&message)).map(|cell| cell.seq);
         if kind != IopubKind::Output {
+            if kind == IopubKind::Idle && seq.is_some() {
+                self.say_notice();
+            }
             self.publisher.emitted(&message, None);
             if kind == IopubKind::Idle && seq.is_some() {
                 if let Some(cell) = &mut self.cell {
@@ -101,6 +104,9 @@ impl ReplicaState {
             _ => vec![output],
         };
         self.log_outputs(due);
+        if seq.is_some() {
+            self.say_notice();
+        }
     }
 
     fn reply(&mut self, term: Term, message: JupyterMessage) {

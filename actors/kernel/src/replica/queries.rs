@@ -266,6 +266,7 @@ impl ReplicaState {
             last_loss: log.last_loss().map(str::to_owned),
             waits_for,
             phase: self.phase(log),
+            not_replicated: self.args.spec.settings.kernelspec.is_some(),
         })
     }
 }

@@ -25,7 +25,7 @@ const PAGE_BYTES_MAX: usize = 512 << 10;
 impl ReplicaState {
     /// Answers one of the history's verbs, if this replica leads.
     pub(super) fn undo_verb(&mut self, message: &Message) {
-        if !self.group.is_leader() {
+        if !self.group.is_leader() || self.refuse_without_state(message) {
             return;
         }
         match message.subject.last() {

@@ -212,6 +212,7 @@ impl Cluster {
             python: python_pool(&directory, &run_dir),
             upkeep: self.upkeep,
             environment: watch::channel(None).1,
+            programs: watch::channel(Default::default()).1,
             environment_match: EnvironmentMatch::default(),
             files: FileOptions::new(directory.join("work")),
             confinement: Confinement {

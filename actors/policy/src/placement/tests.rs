@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use callboard_protocol::environment::Kernelspec;
 use proptest::prelude::{Strategy, prop, prop_assert, prop_assert_eq, proptest};
 use uuid::Uuid;
 
@@ -19,7 +20,8 @@ pub(crate) fn load(number: usize, health: NodeHealth, replicas: u32, cells: u32)
 }
 
 fn request(count: u8, present: Vec<NodeId>) -> PlacementRequest {
-    PlacementRequest { kernel: KernelId(Uuid::from_u128(1)), count, present, needs: None }
+    let kernel = KernelId(Uuid::from_u128(1));
+    PlacementRequest { kernel, count, present, needs: None, kernelspec: None }
 }
 
 fn views() -> impl Strategy<Value = ClusterView> {
@@ -188,4 +190,35 @@ fn a_new_kernel_goes_where_most_nodes_are_alike() {
     assert_eq!(names(&view, vec![]), of(&[2, 3, 4]));
     view.environments.alike = EnvironmentMatch::Off;
     assert!(names(&view, vec![]).contains("node-1"));
+}
+
+#[test]
+fn a_kernel_of_another_language_goes_where_its_kernelspec_is() {
+    let nodes = (1..=4).map(|number| load(number, NodeHealth::Up, 0, 0)).collect();
+    let mut view = ClusterView { version: 1, nodes, environments: Environments::default() };
+    // Whether their Pythons are alike does not matter to it.
+    view.environments.alike = EnvironmentMatch::Exact;
+    with_python(&mut view, 1, "a", &[]);
+    with_python(&mut view, 2, "b", &[("numpy", "2")]);
+    with_python(&mut view, 3, "c", &[]);
+    let bash = Kernelspec { display_name: "Bash".to_owned(), language: "bash".to_owned() };
+    for id in ["a", "b"] {
+        let known = view.environments.known.get_mut(id).unwrap();
+        known.kernelspecs.insert("bash".to_owned(), bash.clone());
+    }
+    let kernelspec = Some("bash".to_owned());
+    let placement = place(&view, &PlacementRequest { kernelspec, ..request(3, vec![]) }, 1);
+    let text = placement.to_string();
+    assert!(text.contains("node-3: refused, it has no kernelspec 'bash'"), "{text}");
+    assert!(text.contains("node-4: refused, it has not said whether it has"), "{text}");
+    let chosen: BTreeSet<_> = placement.chosen.iter().map(|it| it.node.as_str()).collect();
+    assert_eq!(chosen, BTreeSet::from(["node-1", "node-2"]));
+    assert_eq!(view.check_kernelspec("bash"), Ok(()));
+    let unsaid = view.check_kernelspec("ir").unwrap_err().to_string();
+    assert!(unsaid.contains("node-4 has still to say what it has"), "{unsaid}");
+    with_python(&mut view, 4, "d", &[]);
+    let unknown = view.check_kernelspec("ir").unwrap_err().to_string();
+    assert!(unknown.contains("no node has a kernelspec 'ir': use bash or python3"), "{unknown}");
+    view.nodes[0].health = NodeHealth::Suspected;
+    assert_eq!(view.kernelspecs()["bash"].nodes, [view.nodes[1].node.clone()]);
 }

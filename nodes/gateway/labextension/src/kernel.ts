@@ -25,6 +25,8 @@ export interface IStatus {
   phase: 'starting' | 'running' | 'idle' | 'parked' | 'hibernating';
   /** How many more nodes may be lost at once without losing anything. */
   losses_survivable: number;
+  /** Whether that includes variables, or cells and outputs only; older gateways say nothing. */
+  state_replicated?: boolean;
   replicas: IReplica[];
   /** The node that runs cells, if one does at present. */
   executor: string | null;

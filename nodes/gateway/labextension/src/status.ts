@@ -84,10 +84,11 @@ export class StatusItem extends Widget {
 /** A kernel's state in a few words, such as "survives 1 more loss · node-2". */
 function summary(status: IStatus): string {
   const losses = status.losses_survivable;
+  const verb = status.state_replicated === false ? 'outputs survive' : 'survives';
   const survives =
     losses === 0
-      ? 'survives no loss'
-      : `survives ${losses} more ${losses === 1 ? 'loss' : 'losses'}`;
+      ? `${verb} no loss`
+      : `${verb} ${losses} more ${losses === 1 ? 'loss' : 'losses'}`;
   return `${survives} · ${status.executor ?? status.phase}`;
 }
 
@@ -103,6 +104,9 @@ function details(status: IStatus): HTMLElement {
       `${node}, ${role}`
     ])
   ];
+  if (status.state_replicated === false) {
+    rows.push(['variables', 'lost with the process: not replicated']);
+  }
   if (gpus.held.length > 0) {
     rows.push(['GPUs', gpus.held.join(', ')]);
   }

@@ -203,7 +203,7 @@ fn without_users_a_snapshot_is_as_it_was_before_there_were_any() {
     // With users the version before would read it and forget them; so it is told that it cannot.
     state.apply(2, add("ada", UserRole::User));
     let (format, _): (u16, Former) = rmp_serde::from_slice(&state.snapshot()).unwrap();
-    assert_eq!(format, FORMAT);
+    assert_eq!(format, FORMAT_WITH_USERS);
     state.apply(3, Command::StopKernel { kernel: KernelId(Uuid::from_u128(1)) });
     state.apply(4, remove("ada"));
     let restored = DesiredState::restore(&state.snapshot()).unwrap();

@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 /// Gives a directory to `uid`, which becomes its group, too. One that is its already is left alone.
 /// What is in it and belongs to a third user stays that one's: a link to a file of somebody else's
 /// must not give that away.
-pub(super) fn give(path: &Path, uid: u32) -> io::Result<()> {
+pub(in crate::python) fn give(path: &Path, uid: u32) -> io::Result<()> {
     let facts = fs::symlink_metadata(path)?;
     if facts.uid() == uid && facts.gid() == uid {
         return Ok(());

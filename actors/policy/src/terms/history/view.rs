@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use callboard_protocol::{
-    Seq,
+    Seq, Term,
     history::{CellShown, KernelHistory, NamedState, RewindPlan, StepOutcome, StepShown},
 };
 
@@ -48,6 +48,16 @@ impl KernelLog {
             checkpoints,
             reaches_start: oldest == 0 && history.base.is_none(),
         }
+    }
+
+    /// Whether a process that was started for `term`, and was given no state, lacks what cells have
+    /// done: some ran before, and no restart was wished for since.
+    #[must_use]
+    pub fn has_outlived_its_process(&self, term: Term) -> bool {
+        let last = self.last_ended().and_then(|msg_id| self.request(msg_id)?.2);
+        let step = self.history.steps.back().or(self.history.base.as_ref());
+        let is_anew = step.is_some_and(|step| matches!(step.kind, StepKind::Restarted { .. }));
+        last.is_some_and(|end| end.term < term) && !is_anew
     }
 
     /// Positions of steps whose effect is not in the state at `position`.

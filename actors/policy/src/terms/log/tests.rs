@@ -383,3 +383,26 @@ fn a_snapshot_from_before_parking_still_reads() {
     former[2] = 16;
     assert_eq!(rmp_serde::from_slice::<KernelLog>(&former).unwrap(), log);
 }
+
+#[test]
+fn a_process_of_a_later_term_lacks_what_cells_have_done_unless_a_restart_was_wished_for() {
+    let mut log = log_of([takeover(1, 0)]);
+    assert!(!log.has_outlived_its_process(Term(1)), "there was no cell");
+    for entry in [accept("a", DURABLE, Some(1)), complete(1, 1, Vec::new())] {
+        log.apply(entry);
+    }
+    assert!(!log.has_outlived_its_process(Term(1)), "it ran in this very process");
+    log.apply(abandon(1));
+    log.apply(takeover(2, 1));
+    assert!(log.has_outlived_its_process(Term(2)));
+    let copy = rmp_serde::from_slice::<KernelLog>(&rmp_serde::to_vec(&log).unwrap()).unwrap();
+    assert!(copy.has_outlived_its_process(Term(2)), "a snapshot knows it, too");
+    log.apply(Entry::Restart { id: "wish".to_owned() });
+    log.apply(takeover(3, 1));
+    assert!(!log.has_outlived_its_process(Term(3)));
+    for entry in [accept("b", DURABLE, Some(3)), complete(3, 2, Vec::new()), abandon(3)] {
+        log.apply(entry);
+    }
+    log.apply(takeover(4, 2));
+    assert!(log.has_outlived_its_process(Term(4)));
+}
