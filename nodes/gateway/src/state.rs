@@ -29,6 +29,11 @@ impl GatewayState {
         self.client.clone().for_owner(caller.user.clone())
     }
 
+    /// The bus on behalf of a kernel's owner.
+    pub(crate) fn client_for_owner_of(&self, spec: &KernelSpec) -> Client {
+        self.client.clone().for_owner(spec.owner.clone())
+    }
+
     /// The kernel that a path names, if the caller may see it.
     pub(crate) async fn find(&self, caller: &Caller, id: &str) -> Result<KernelSpec, ApiError> {
         let missing = || {

@@ -29,9 +29,9 @@ use uuid::Uuid;
 use crate::{
     auth::{self, Caller, Known},
     errors::ApiError,
+    found::Found,
     frames::{self, FrameError, V1_PROTOCOL},
     large,
-    paths::Id,
     state::GatewayState,
 };
 
@@ -71,10 +71,8 @@ pub(crate) async fn channels(
     request: HttpRequest,
     body: web::Payload,
     state: web::Data<GatewayState>,
-    caller: Caller,
-    path: web::Path<Id>,
+    found: Found,
 ) -> Result<HttpResponse, actix_web::Error> {
-    let spec = state.find(&caller, &path.id).await?;
     let query = web::Query::<Query>::from_query(request.query_string())
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
     let session = query.into_inner().session_id.filter(|id| !id.is_empty());
@@ -97,14 +95,13 @@ pub(crate) async fn channels(
         .aggregate_continuations()
         .max_continuation_size(FRAME_BYTES_MAX);
     let session = session.unwrap_or_else(|| Uuid::new_v4().to_string());
-    let client = state.client.clone().for_owner(spec.owner.clone());
-    let channels = client.kernel(spec.kernel).channels(&session);
+    let channels = found.kernel().channels(&session);
     let connection = Connection {
         users: state.users.changes(),
         state,
         token: auth::presented(&request),
-        caller,
-        spec,
+        caller: found.caller,
+        spec: found.spec,
         framing,
         socket,
         channels,
