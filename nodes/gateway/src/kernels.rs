@@ -94,9 +94,9 @@ pub(crate) async fn list(
     state: web::Data<GatewayState>,
     caller: Caller,
 ) -> Result<HttpResponse, ApiError> {
-    let kernels = list_of(&state, &caller).await?;
-    let models: Vec<KernelModel> =
-        kernels.iter().map(|spec| KernelModel::of(&state, spec)).collect();
+    let all = state.list(&caller).await?;
+    let seen = all.iter().filter(|spec| caller.sees(&spec.owner));
+    let models: Vec<KernelModel> = seen.map(|spec| KernelModel::of(&state, spec)).collect();
     Ok(HttpResponse::Ok().json(models))
 }
 
@@ -105,8 +105,8 @@ pub(crate) async fn list_of(
     state: &GatewayState,
     caller: &Caller,
 ) -> Result<Vec<KernelSpec>, ApiError> {
-    let all = state.client_of(caller).control().list_kernels().await?;
-    Ok(all.kernels.into_iter().filter(|spec| caller.sees(&spec.owner)).collect())
+    let all = state.list(caller).await?;
+    Ok(all.iter().filter(|spec| caller.sees(&spec.owner)).cloned().collect())
 }
 
 #[post("/api/kernels")]

@@ -1,6 +1,13 @@
 //! Binds, serves, and follows what changes in the cluster.
 
-use std::{any::Any, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use actix_cors::Cors;
 use actix_web::{
@@ -95,6 +102,7 @@ impl Gateway {
             users: Users::new(options.anonymous.clone()),
             activity: Arc::new(Activity::new()),
             metrics: Metrics::new()?,
+            listed: Mutex::default(),
             client,
             options: options.clone(),
         });
