@@ -65,7 +65,7 @@ impl KernelModel {
             id: spec.kernel,
             name: specs::DEFAULT_SPEC,
             last_activity: iso8601(known.last),
-            execution_state: if known.is_busy { "busy" } else { "idle" },
+            execution_state: if known.is_busy() { "busy" } else { "idle" },
             connections: known.connections,
         }
     }

@@ -22,7 +22,7 @@ use callboard_protocol::{
 use serde::Deserialize;
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use uuid::Uuid;
 
@@ -154,6 +154,12 @@ enum End {
     Close(CloseCode, String),
 }
 
+impl End {
+    fn not_let_in() -> Self {
+        Self::Close(CloseCode::Policy, "the access token is not valid any more".to_owned())
+    }
+}
+
 impl From<Closed> for End {
     fn from(_: Closed) -> Self {
         Self::Gone
@@ -178,6 +184,13 @@ impl Connection {
 
     async fn run(&mut self, messages: &mut AggregatedMessageStream) -> End {
         let mut heard = Instant::now();
+        let expires = self.state.users.valid_for(self.token.as_deref());
+        let mut expired = pin!(async {
+            match expires {
+                Some(left) => sleep(left).await,
+                None => std::future::pending().await,
+            }
+        });
         let mut ping = interval(PING_EVERY);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -202,6 +215,7 @@ impl Connection {
                     Ok(())
                 }
                 Ok(()) = self.users.changed() => self.check_token(),
+                () = &mut expired => return End::not_let_in(),
                 _ = ping.tick() => {
                     if heard.elapsed() > SILENT_MAX {
                         Err(End::Close(CloseCode::Away, "no answer to pings".to_owned()))
@@ -364,10 +378,7 @@ impl Connection {
     fn check_token(&self) -> Result<(), End> {
         match self.state.users.identify(self.token.as_deref()) {
             Ok(caller) if caller == self.caller => Ok(()),
-            _ => {
-                let why = "the access token is not valid any more";
-                Err(End::Close(CloseCode::Policy, why.to_owned()))
-            }
+            _ => Err(End::not_let_in()),
         }
     }
 }
