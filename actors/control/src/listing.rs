@@ -16,8 +16,12 @@ use crate::desired::DesiredState;
 /// broker takes by default.
 const PAGE_BYTES_MAX: usize = 512 << 10;
 
-/// The page of kernels that was asked for.
+/// The page of kernels that was asked for; nothing but its version to whoever knows that one.
 pub(crate) fn page(state: &DesiredState, asked: &ListKernels) -> KernelList {
+    let version = Some(state.revision());
+    if asked.known.is_some() && asked.known == version {
+        return KernelList { version, unchanged: true, ..KernelList::default() };
+    }
     page_of(state, asked.after, PAGE_BYTES_MAX)
 }
 
@@ -38,7 +42,7 @@ fn page_of(state: &DesiredState, after: Option<KernelId>, bytes_max: usize) -> K
     let hint = next.map(|next| {
         format!("{left} more kernels follow: ask again with {{\"after\": \"{next}\"}}")
     });
-    KernelList { kernels, next, hint }
+    KernelList { kernels, next, hint, version: Some(state.revision()), unchanged: false }
 }
 
 /// At least one entry, then as many as have less than `bytes_max` before them; and how many are left.
@@ -100,7 +104,7 @@ mod tests {
         let state = state(3_000);
         let (mut seen, mut after, mut pages) = (Vec::new(), None, 0);
         loop {
-            let page = page(&state, &ListKernels { after });
+            let page = page(&state, &ListKernels { after, known: None });
             assert!(serde_json::to_vec(&page).unwrap().len() < 1 << 20);
             assert_eq!(page.next.is_some(), page.hint.is_some());
             seen.extend(page.kernels.into_iter().map(|spec| spec.kernel));
@@ -121,7 +125,21 @@ mod tests {
         assert_eq!(first.kernels.len(), 1);
         let last = page_of(&state, first.next, 1);
         assert_eq!((last.kernels.len(), last.next), (1, None));
-        assert_eq!(page_of(&state, Some(last.kernels[0].kernel), 1), KernelList::default());
+        assert!(page_of(&state, Some(last.kernels[0].kernel), 1).kernels.is_empty());
+    }
+
+    #[test]
+    fn a_list_that_is_known_is_not_repeated_until_something_changes() {
+        let mut state = state(2);
+        let whole = page(&state, &ListKernels::default());
+        let asked = ListKernels { after: None, known: whole.version };
+        let unchanged =
+            KernelList { version: whole.version, unchanged: true, ..KernelList::default() };
+        assert_eq!(page(&state, &asked), unchanged);
+        state.apply(3, Command::StopKernel { kernel: whole.kernels[0].kernel });
+        let after = page(&state, &asked);
+        assert_eq!((after.kernels.len(), after.unchanged), (1, false));
+        assert_ne!(after.version, whole.version);
     }
 
     #[test]

@@ -9,6 +9,10 @@ use callboard_protocol::{
 use callboard_transport::{
     Bus, ConnectError, Credentials, NatsBus, NatsOptions, Subscription, typed::bus_fault,
 };
+use futures::{
+    FutureExt as _,
+    future::{select_all, try_join_all},
+};
 
 use crate::{control::ControlClient, kernel::KernelClient};
 
@@ -72,16 +76,43 @@ impl Client {
         KernelClient::new(self.clone(), kernel)
     }
 
-    /// Follows every event of the cluster.
+    /// Follows every event of the cluster, the outputs of all kernels included.
     ///
     /// # Errors
     /// A [`Fault`] if the broker is unreachable or does not permit it.
     pub async fn events(&self) -> Result<EventStream, Fault> {
-        let pattern = SubjectPattern::AllEvents { cluster: self.cluster.clone() };
+        self.follow([SubjectPattern::AllEvents { cluster: self.cluster.clone() }]).await
+    }
+
+    /// Follows the events of these names of every actor of a kind. Two that have different names may
+    /// come in the other order.
+    ///
+    /// # Errors
+    /// As [`Self::events`].
+    pub async fn events_named(
+        &self,
+        kind: ActorKind,
+        names: &[&str],
+    ) -> Result<EventStream, Fault> {
+        let cluster = || self.cluster.clone();
+        self.follow(names.iter().map(|name| SubjectPattern::EventOfKind {
+            cluster: cluster(),
+            kind,
+            event: (*name).to_owned(),
+        }))
+        .await
+    }
+
+    async fn follow(
+        &self,
+        patterns: impl IntoIterator<Item = SubjectPattern>,
+    ) -> Result<EventStream, Fault> {
         let about = Subject::actor(&self.cluster, ActorKind::Control, "main", "events");
-        let subscription =
-            self.bus.subscribe(&pattern).await.map_err(|error| bus_fault(&about, &error))?;
-        Ok(EventStream { subscription })
+        let subscribing =
+            patterns.into_iter().map(|pattern| async move { self.bus.subscribe(&pattern).await });
+        let subscriptions = try_join_all(subscribing).await;
+        let subscriptions = subscriptions.map_err(|error| bus_fault(&about, &error))?;
+        Ok(EventStream { subscriptions })
     }
 }
 
@@ -100,17 +131,19 @@ pub struct ClusterEvent {
     pub payload: Bytes,
 }
 
-/// A stream of events. Dropping it ends the subscription.
+/// A stream of events. Dropping it ends the subscriptions.
 #[derive(Debug)]
 pub struct EventStream {
-    subscription: Subscription,
+    subscriptions: Vec<Subscription>,
 }
 
 impl EventStream {
     /// The next event; `None` once the connection is closed for good.
     pub async fn next(&mut self) -> Option<ClusterEvent> {
         loop {
-            let message = self.subscription.next().await?;
+            let nexts = self.subscriptions.iter_mut().map(|it| it.next().boxed());
+            let (message, ..) = select_all(nexts).await;
+            let message = message?;
             if let Subject::Event { kind, id, event, .. } = message.subject {
                 let (envelope, payload) = (message.envelope, message.payload);
                 return Some(ClusterEvent { kind, id, event, envelope, payload });

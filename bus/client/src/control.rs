@@ -97,14 +97,28 @@ impl ControlClient {
     /// # Errors
     /// As [`Self::start_kernel`].
     pub async fn list_kernels(&self) -> Result<KernelList, Fault> {
+        self.list_kernels_unless(None).await
+    }
+
+    /// The same, unless the list is still of the version that is known: then it is empty, and says
+    /// that it is `unchanged`. It has a version only if all its pages were of one.
+    ///
+    /// # Errors
+    /// As [`Self::start_kernel`].
+    pub async fn list_kernels_unless(&self, known: Option<u64>) -> Result<KernelList, Fault> {
         let mut all = KernelList::default();
-        let mut after = None;
+        let mut asked = ListKernels { after: None, known };
         loop {
-            let page: KernelList = self.verb("list_kernels", &ListKernels { after }).await?;
+            let page: KernelList = self.verb("list_kernels", &asked).await?;
+            if page.unchanged && asked.after.is_none() {
+                return Ok(page);
+            }
+            all.version =
+                page.version.filter(|_| asked.after.is_none() || page.version == all.version);
             all.kernels.extend(page.kernels);
             // A page that does not lead on would be asked for again and again.
-            match page.next.filter(|next| Some(*next) > after) {
-                Some(next) => after = Some(next),
+            match page.next.filter(|next| Some(*next) > asked.after) {
+                Some(next) => asked = ListKernels { after: Some(next), known: None },
                 None => return Ok(all),
             }
         }

@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::{kernel::KernelClient, said::Said};
 
+/// What asks for a cell's outputs.
+pub(crate) const OUTPUTS_REQUEST: &str = "callboard_outputs_request";
 /// How long an interrupt is tried, and the pause between tries.
 const INTERRUPT_WITHIN: Duration = Duration::from_secs(10);
 const INTERRUPT_PAUSE: Duration = Duration::from_millis(100);
@@ -55,9 +57,7 @@ impl Own {
                 Some(Self::Shutdown { restart: content().restart })
             }
             (Channel::Shell, "callboard_status_request") => Some(Self::Status),
-            (Channel::Shell, "callboard_outputs_request") => {
-                Some(Self::Outputs { msg_id: content().msg_id })
-            }
+            (Channel::Shell, OUTPUTS_REQUEST) => Some(Self::Outputs { msg_id: content().msg_id }),
             _ => None,
         }
     }

@@ -163,6 +163,10 @@ pub struct ListKernels {
     /// The last kernel of the page before, as [`KernelList::next`] named it.
     #[serde(default)]
     pub after: Option<KernelId>,
+    /// The version of a whole list that the asker holds, as [`KernelList::version`] named it. While
+    /// nothing has changed since, nothing but this is answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<u64>,
 }
 
 /// What `list_kernels` answers: as many kernels as fit into one message, in order of their ids.
@@ -176,6 +180,12 @@ pub struct KernelList {
     /// The same for people whose client does not ask for more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// Changes with every change of the list. Pages of one version make up one list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// The list is still the one that the asker knows; it is not repeated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unchanged: bool,
 }
 
 /// What `list_kernelspecs` answers: the kernelspecs of other languages that nodes have.

@@ -120,6 +120,15 @@ pub enum SubjectPattern {
         /// The kind.
         kind: ActorKind,
     },
+    /// One event of every actor of a kind.
+    EventOfKind {
+        /// The cluster.
+        cluster: ClusterId,
+        /// The kind.
+        kind: ActorKind,
+        /// The event.
+        event: String,
+    },
     /// Every event of the cluster.
     AllEvents {
         /// The cluster.
@@ -241,6 +250,10 @@ impl SubjectPattern {
             (Self::EventsOfKind { cluster, kind }, Subject::Event { cluster: c, kind: k, .. }) => {
                 cluster == c && kind == k
             }
+            (
+                Self::EventOfKind { cluster, kind, event },
+                Subject::Event { cluster: c, kind: k, event: e, .. },
+            ) => cluster == c && kind == k && event == e,
             (Self::AllEvents { cluster }, Subject::Event { cluster: c, .. }) => cluster == c,
             (
                 Self::RaftMember { cluster, group, replica },
@@ -259,6 +272,9 @@ impl fmt::Display for SubjectPattern {
             Self::Verbs { cluster, kind, id } => write!(f, "{ROOT}.{cluster}.{kind}.{id}.*"),
             Self::EventsOf { cluster, kind, id } => write!(f, "{ROOT}.{cluster}.evt.{kind}.{id}.*"),
             Self::EventsOfKind { cluster, kind } => write!(f, "{ROOT}.{cluster}.evt.{kind}.*.*"),
+            Self::EventOfKind { cluster, kind, event } => {
+                write!(f, "{ROOT}.{cluster}.evt.{kind}.*.{event}")
+            }
             Self::AllEvents { cluster } => write!(f, "{ROOT}.{cluster}.evt.>"),
             Self::RaftMember { cluster, group, replica } => {
                 write!(f, "{ROOT}.{cluster}.raft.{group}.{replica}.*")

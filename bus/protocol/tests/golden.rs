@@ -230,11 +230,16 @@ fn control_messages_keep_their_first_version() {
         labels: BTreeMap::new(),
         options: KernelOptions::default(),
     };
-    let list = KernelList { kernels: vec![spec.clone()], next: None, hint: None };
+    let list = KernelList { kernels: vec![spec.clone()], ..KernelList::default() };
     holds("kernel_list", &list);
     let hint = Some("there are more".to_owned());
+    let version = Some(7);
+    holds("kernel_list_versioned", &KernelList { version, ..list.clone() });
+    let unchanged = KernelList { version, unchanged: true, ..KernelList::default() };
+    holds("kernel_list_unchanged", &unchanged);
     holds("kernel_list_page", &KernelList { next: Some(kernel), hint, ..list });
-    holds("list_kernels", &ListKernels { after: Some(kernel) });
+    holds("list_kernels", &ListKernels { after: Some(kernel), known: None });
+    holds("list_kernels_known", &ListKernels { after: None, known: version });
     let options = KernelOptions { standby: Some(Standby::Thin), parked: false };
     holds("kernel_spec_options", &KernelSpec { options, ..spec });
     let status = NodeStatus {

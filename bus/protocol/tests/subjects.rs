@@ -68,6 +68,9 @@ fn pattern() -> impl Strategy<Value = SubjectPattern> {
         }),
         (cluster(), kind())
             .prop_map(|(cluster, kind)| SubjectPattern::EventsOfKind { cluster, kind }),
+        (cluster(), kind(), token()).prop_map(|(cluster, kind, event)| {
+            SubjectPattern::EventOfKind { cluster, kind, event }
+        }),
         cluster().prop_map(|cluster| SubjectPattern::AllEvents { cluster }),
         (cluster(), group(), replica()).prop_map(|(cluster, group, replica)| {
             SubjectPattern::RaftMember { cluster, group, replica }
@@ -87,10 +90,11 @@ fn related(subject: &Subject) -> Vec<SubjectPattern> {
             });
             patterns.push(SubjectPattern::Verbs { cluster, kind, id });
         }
-        Subject::Event { cluster, kind, id, .. } => {
+        Subject::Event { cluster, kind, id, event } => {
             patterns.push(SubjectPattern::Verbs { cluster: cluster.clone(), kind, id: id.clone() });
             patterns.push(SubjectPattern::EventsOf { cluster: cluster.clone(), kind, id });
             patterns.push(SubjectPattern::EventsOfKind { cluster: cluster.clone(), kind });
+            patterns.push(SubjectPattern::EventOfKind { cluster: cluster.clone(), kind, event });
             patterns.push(SubjectPattern::AllEvents { cluster });
         }
         Subject::Raft { cluster, group, replica, .. } => {

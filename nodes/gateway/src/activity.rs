@@ -8,22 +8,30 @@ use std::{
 };
 
 use callboard_client::ClusterEvent;
-use callboard_protocol::{ActorKind, KernelId, NodeId, kernel::TookOver};
+use callboard_protocol::{ActorKind, KernelId, Seq, kernel::CellEnd};
 
 /// What is known of one kernel.
 #[derive(Debug, Clone)]
 pub(crate) struct KernelActivity {
     /// When something was last heard of it.
     pub(crate) last: SystemTime,
-    /// Whether a cell runs.
-    pub(crate) is_busy: bool,
     /// Websockets here.
     pub(crate) connections: usize,
-    /// When its executor last became another one, and which.
-    pub(crate) took_over: Option<(SystemTime, TookOver)>,
-    /// Where its executor was before.
-    pub(crate) executor_before: Option<NodeId>,
+    /// The last cell that began, and the last one that ended.
+    began: Seq,
+    ended: Seq,
 }
+
+impl KernelActivity {
+    /// Whether a cell runs. Its beginning and its end are told apart by its place, since news of
+    /// them may come in the other order.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.began > self.ended
+    }
+}
+
+/// The events of kernels that tell what they are doing.
+pub(crate) const TELLING: [&str; 5] = ["began", "ended", "took_over", "started", "stopped"];
 
 /// What the kernels are doing.
 #[derive(Debug)]
@@ -66,23 +74,20 @@ impl Activity {
             self.kernels().remove(&kernel);
             return;
         }
-        let is_busy = match event.event.as_str() {
-            "began" => Some(true),
-            "ended" => Some(false),
-            "took_over" | "started" => None,
-            _ => return,
-        };
         let mut kernels = self.kernels();
         let known = kernels.entry(kernel).or_insert_with(|| self.unknown());
         known.last = SystemTime::now();
-        known.is_busy = is_busy.unwrap_or(known.is_busy);
-        if let Ok(took_over) = serde_json::from_slice::<TookOver>(&event.payload)
-            && event.event == "took_over"
-        {
-            let now = took_over.node.clone();
-            let before = known.took_over.replace((known.last, took_over));
-            known.executor_before =
-                before.map(|(_, before)| before.node).filter(|before| *before != now);
+        match event.event.as_str() {
+            "began" => {
+                let cell = serde_json::from_slice(&event.payload).unwrap_or_default();
+                known.began = known.began.max(cell);
+            }
+            "ended" => {
+                if let Ok(CellEnd { seq, .. }) = serde_json::from_slice(&event.payload) {
+                    known.ended = known.ended.max(seq);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -95,10 +100,9 @@ impl Activity {
     fn unknown(&self) -> KernelActivity {
         KernelActivity {
             last: self.started,
-            is_busy: false,
             connections: 0,
-            took_over: None,
-            executor_before: None,
+            began: Seq::default(),
+            ended: Seq::default(),
         }
     }
 
@@ -119,5 +123,39 @@ impl Drop for Connected {
         if let Some(kernel) = self.activity.kernels().get_mut(&self.kernel) {
             kernel.connections = kernel.connections.saturating_sub(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use callboard_protocol::{Envelope, Term, kernel::CellOutcome};
+
+    use super::*;
+
+    #[test]
+    fn a_cell_whose_end_is_heard_before_its_beginning_does_not_count_as_running() {
+        let (activity, kernel) = (Activity::new(), KernelId::generate());
+        let hear = |event: &str, payload: String| {
+            activity.heard(&ClusterEvent {
+                kind: ActorKind::Kernel,
+                id: kernel.to_string(),
+                event: event.to_owned(),
+                envelope: Envelope::default(),
+                payload: Bytes::from(payload),
+            });
+            activity.of(kernel).is_busy()
+        };
+        let end = |seq| {
+            let (msg_id, term) = ("m".to_owned(), Term(1));
+            let (outcome, last_output) = (CellOutcome::Completed, None);
+            let end = CellEnd { seq: Seq(seq), msg_id, term, outcome, last_output };
+            serde_json::to_string(&end).unwrap()
+        };
+        assert!(hear("began", "1".to_owned()));
+        assert!(!hear("ended", end(1)));
+        assert!(!hear("ended", end(2)));
+        assert!(!hear("began", "2".to_owned()));
+        assert!(hear("began", "3".to_owned()));
     }
 }

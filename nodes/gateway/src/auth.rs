@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     future::{Ready, ready},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use actix_web::{
@@ -104,8 +104,7 @@ impl Users {
             let text = "the users cannot be read yet: try again in a second";
             return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text));
         };
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
+        let now_ms = now_ms();
         let admitted = presented.parse::<AccessToken>().ok().and_then(|token| {
             let (caller, entry) = known.get(&token.id)?;
             entry.admits(&token, now_ms).then(|| caller.clone())
@@ -118,6 +117,19 @@ impl Users {
             ),
         }
     }
+
+    /// How long `presented` is valid yet; `None` if that has no end, or it is not valid at all.
+    pub(crate) fn valid_for(&self, presented: Option<&str>) -> Option<Duration> {
+        let token = presented?.parse::<AccessToken>().ok()?;
+        let known = self.known.borrow().clone()?;
+        let (_, entry) = known.get(&token.id)?;
+        Some(Duration::from_millis(entry.expires_ms?.saturating_sub(now_ms())))
+    }
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The token of a request, if it has one.

@@ -27,7 +27,8 @@ use tokio::time::{sleep, timeout};
 use crate::{
     auth::Caller,
     errors::ApiError,
-    paths::{Id, OutputOf},
+    found::{Changing, Found},
+    paths::OutputOf,
     specs,
     state::GatewayState,
 };
@@ -65,7 +66,7 @@ impl KernelModel {
             id: spec.kernel,
             name: spec.settings.kernelspec.as_deref().unwrap_or(specs::DEFAULT_SPEC).to_owned(),
             last_activity: iso8601(known.last),
-            execution_state: if known.is_busy { "busy" } else { "idle" },
+            execution_state: if known.is_busy() { "busy" } else { "idle" },
             connections: known.connections,
         }
     }
@@ -94,9 +95,9 @@ pub(crate) async fn list(
     state: web::Data<GatewayState>,
     caller: Caller,
 ) -> Result<HttpResponse, ApiError> {
-    let kernels = list_of(&state, &caller).await?;
-    let models: Vec<KernelModel> =
-        kernels.iter().map(|spec| KernelModel::of(&state, spec)).collect();
+    let all = state.list(&caller).await?;
+    let seen = all.iter().filter(|spec| caller.sees(&spec.owner));
+    let models: Vec<KernelModel> = seen.map(|spec| KernelModel::of(&state, spec)).collect();
     Ok(HttpResponse::Ok().json(models))
 }
 
@@ -105,8 +106,8 @@ pub(crate) async fn list_of(
     state: &GatewayState,
     caller: &Caller,
 ) -> Result<Vec<KernelSpec>, ApiError> {
-    let all = state.client_of(caller).control().list_kernels().await?;
-    Ok(all.kernels.into_iter().filter(|spec| caller.sees(&spec.owner)).collect())
+    let all = state.list(caller).await?;
+    Ok(all.iter().filter(|spec| caller.sees(&spec.owner)).cloned().collect())
 }
 
 #[post("/api/kernels")]
@@ -184,75 +185,52 @@ pub(crate) async fn start_one(
 }
 
 #[get("/api/kernels/{id}")]
-pub(crate) async fn show(
-    state: web::Data<GatewayState>,
-    caller: Caller,
-    path: web::Path<Id>,
-) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &path.id).await?;
-    let model = KernelModel::asked(&state, &state.client_of(&caller), &spec, None).await;
-    Ok(HttpResponse::Ok().json(model))
+pub(crate) async fn show(state: web::Data<GatewayState>, found: Found) -> HttpResponse {
+    let model = KernelModel::asked(&state, &found.client, &found.spec, None).await;
+    HttpResponse::Ok().json(model)
 }
 
 #[delete("/api/kernels/{id}")]
 pub(crate) async fn stop(
     state: web::Data<GatewayState>,
-    caller: Caller,
-    path: web::Path<Id>,
+    Changing(found): Changing,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &path.id).await?;
-    caller.may_change()?;
-    stop_one(&state, &spec).await?;
+    stop_one(&state, &found.spec).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
 pub(crate) async fn stop_one(state: &GatewayState, spec: &KernelSpec) -> Result<(), Fault> {
-    let client = state.client.clone().for_owner(spec.owner.clone());
-    client.control().stop_kernel(spec.kernel).await.map(drop)
+    state.client_for_owner_of(spec).control().stop_kernel(spec.kernel).await.map(drop)
 }
 
 #[post("/api/kernels/{id}/interrupt")]
-pub(crate) async fn interrupt(
-    state: web::Data<GatewayState>,
-    caller: Caller,
-    path: web::Path<Id>,
-) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &path.id).await?;
-    caller.may_change()?;
-    let client = state.client.clone().for_owner(spec.owner.clone());
-    own::interrupt(&client.kernel(spec.kernel)).await?;
+pub(crate) async fn interrupt(Changing(found): Changing) -> Result<HttpResponse, ApiError> {
+    own::interrupt(&found.kernel()).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
 #[post("/api/kernels/{id}/restart")]
 pub(crate) async fn restart(
     state: web::Data<GatewayState>,
-    caller: Caller,
-    path: web::Path<Id>,
+    Changing(found): Changing,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &path.id).await?;
-    caller.may_change()?;
-    let client = state.client.clone().for_owner(spec.owner.clone());
-    client.kernel(spec.kernel).restart().await?;
-    let model = KernelModel::asked(&state, &client, &spec, Some("starting")).await;
+    found.kernel().restart().await?;
+    let model = KernelModel::asked(&state, &found.client, &found.spec, Some("starting")).await;
     Ok(HttpResponse::Ok().json(model))
 }
 
 /// One output, for links to those that are too large for a websocket.
 #[get("/api/kernels/{id}/outputs/{cursor}")]
 pub(crate) async fn output(
-    state: web::Data<GatewayState>,
-    caller: Caller,
+    found: Found,
     path: web::Path<OutputOf>,
 ) -> Result<HttpResponse, ApiError> {
-    let spec = state.find(&caller, &path.id).await?;
     let cursor: OutputCursor =
         path.cursor.parse().map_err(|error| ApiError::bad_request(format!("{error}")))?;
     let before = OutputCursor { number: cursor.number.saturating_sub(1), ..cursor };
-    let kernel = state.client.clone().for_owner(spec.owner.clone()).kernel(spec.kernel);
-    let outputs = kernel.outputs(before).await?.outputs;
-    let found = outputs.iter().find(|output| output.place.cursor == cursor);
-    let message = found.and_then(|output| JupyterMessage::decode(&output.message).ok());
+    let outputs = found.kernel().outputs(before).await?.outputs;
+    let kept = outputs.iter().find(|output| output.place.cursor == cursor);
+    let message = kept.and_then(|output| JupyterMessage::decode(&output.message).ok());
     match message {
         Some(message) => {
             Ok(HttpResponse::Ok().content_type("application/json").body(message.content))

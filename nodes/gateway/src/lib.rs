@@ -10,6 +10,7 @@ mod activity;
 mod auth;
 mod document;
 mod errors;
+mod found;
 pub mod frames;
 mod kernels;
 mod large;

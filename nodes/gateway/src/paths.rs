@@ -21,9 +21,8 @@ pub(crate) struct File {
     pub(crate) file: String,
 }
 
-/// `/{id}/…/{cursor}`.
+/// `/…/{cursor}`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct OutputOf {
-    pub(crate) id: String,
     pub(crate) cursor: String,
 }

@@ -1,6 +1,13 @@
 //! Binds, serves, and follows what changes in the cluster.
 
-use std::{any::Any, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use actix_cors::Cors;
 use actix_web::{
@@ -16,7 +23,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::{interval, sleep};
 
 use crate::{
-    activity::Activity,
+    activity::{Activity, TELLING},
     auth::Users,
     document,
     errors::{self, ApiError},
@@ -95,6 +102,7 @@ impl Gateway {
             users: Users::new(options.anonymous.clone()),
             activity: Arc::new(Activity::new()),
             metrics: Metrics::new()?,
+            listed: Mutex::default(),
             client,
             options: options.clone(),
         });
@@ -251,7 +259,7 @@ async fn follow_users(state: web::Data<GatewayState>) {
     let mut events = None;
     loop {
         if events.is_none() {
-            events = state.client.events().await.ok();
+            events = state.client.events_named(ActorKind::Control, &["users_changed"]).await.ok();
         }
         match state.client.control().list_users().await {
             Ok(users) => state.users.replace(users),
@@ -264,8 +272,7 @@ async fn follow_users(state: web::Data<GatewayState>) {
                     Some(events) => events.next().await,
                     None => std::future::pending().await,
                 } } => match event {
-                    Some(event) if event.kind == ActorKind::Control && event.event == "users_changed" => break,
-                    Some(_) => {}
+                    Some(_) => break,
                     None => events = None,
                 }
             }
@@ -276,7 +283,7 @@ async fn follow_users(state: web::Data<GatewayState>) {
 /// Knows what the kernels do.
 async fn follow_events(state: web::Data<GatewayState>) {
     loop {
-        if let Ok(mut events) = state.client.events().await {
+        if let Ok(mut events) = state.client.events_named(ActorKind::Kernel, &TELLING).await {
             while let Some(event) = events.next().await {
                 state.activity.heard(&event);
             }

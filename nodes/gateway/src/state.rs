@@ -1,6 +1,6 @@
 //! What all handlers share. None of it is worth keeping: another gateway has the same.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use callboard_client::Client;
 use callboard_protocol::control::KernelSpec;
@@ -21,12 +21,34 @@ pub(crate) struct GatewayState {
     pub(crate) activity: Arc<Activity>,
     pub(crate) metrics: Metrics,
     pub(crate) options: GatewayOptions,
+    /// The list of all kernels as it was last told, with its version.
+    pub(crate) listed: Mutex<Option<(u64, Arc<Vec<KernelSpec>>)>>,
 }
 
 impl GatewayState {
     /// The bus on behalf of whoever asks.
     pub(crate) fn client_of(&self, caller: &Caller) -> Client {
         self.client.clone().for_owner(caller.user.clone())
+    }
+
+    /// The bus on behalf of a kernel's owner.
+    pub(crate) fn client_for_owner_of(&self, spec: &KernelSpec) -> Client {
+        self.client.clone().for_owner(spec.owner.clone())
+    }
+
+    /// All kernels, as the leader of the system group knows them now. It does not repeat a list that
+    /// this gateway has.
+    pub(crate) async fn list(&self, caller: &Caller) -> Result<Arc<Vec<KernelSpec>>, ApiError> {
+        let had = self.listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = had.as_ref().map(|(version, _)| *version);
+        let list = self.client_of(caller).control().list_kernels_unless(known).await?;
+        if let Some((_, kernels)) = had.filter(|_| list.unchanged) {
+            return Ok(kernels);
+        }
+        let kernels = Arc::new(list.kernels);
+        let now = list.version.map(|version| (version, kernels.clone()));
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        Ok(kernels)
     }
 
     /// The kernel that a path names, if the caller may see it.

@@ -22,16 +22,16 @@ use callboard_protocol::{
 use serde::Deserialize;
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use uuid::Uuid;
 
 use crate::{
     auth::{self, Caller, Known},
     errors::ApiError,
+    found::Found,
     frames::{self, FrameError, V1_PROTOCOL},
     large,
-    paths::Id,
     state::GatewayState,
 };
 
@@ -71,10 +71,8 @@ pub(crate) async fn channels(
     request: HttpRequest,
     body: web::Payload,
     state: web::Data<GatewayState>,
-    caller: Caller,
-    path: web::Path<Id>,
+    found: Found,
 ) -> Result<HttpResponse, actix_web::Error> {
-    let spec = state.find(&caller, &path.id).await?;
     let query = web::Query::<Query>::from_query(request.query_string())
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
     let session = query.into_inner().session_id.filter(|id| !id.is_empty());
@@ -97,14 +95,13 @@ pub(crate) async fn channels(
         .aggregate_continuations()
         .max_continuation_size(FRAME_BYTES_MAX);
     let session = session.unwrap_or_else(|| Uuid::new_v4().to_string());
-    let client = state.client.clone().for_owner(spec.owner.clone());
-    let channels = client.kernel(spec.kernel).channels(&session);
+    let channels = found.kernel().channels(&session);
     let connection = Connection {
         users: state.users.changes(),
         state,
         token: auth::presented(&request),
-        caller,
-        spec,
+        caller: found.caller,
+        spec: found.spec,
         framing,
         socket,
         channels,
@@ -157,6 +154,12 @@ enum End {
     Close(CloseCode, String),
 }
 
+impl End {
+    fn not_let_in() -> Self {
+        Self::Close(CloseCode::Policy, "the access token is not valid any more".to_owned())
+    }
+}
+
 impl From<Closed> for End {
     fn from(_: Closed) -> Self {
         Self::Gone
@@ -181,6 +184,13 @@ impl Connection {
 
     async fn run(&mut self, messages: &mut AggregatedMessageStream) -> End {
         let mut heard = Instant::now();
+        let expires = self.state.users.valid_for(self.token.as_deref());
+        let mut expired = pin!(async {
+            match expires {
+                Some(left) => sleep(left).await,
+                None => std::future::pending().await,
+            }
+        });
         let mut ping = interval(PING_EVERY);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -205,6 +215,7 @@ impl Connection {
                     Ok(())
                 }
                 Ok(()) = self.users.changed() => self.check_token(),
+                () = &mut expired => return End::not_let_in(),
                 _ = ping.tick() => {
                     if heard.elapsed() > SILENT_MAX {
                         Err(End::Close(CloseCode::Away, "no answer to pings".to_owned()))
@@ -367,10 +378,7 @@ impl Connection {
     fn check_token(&self) -> Result<(), End> {
         match self.state.users.identify(self.token.as_deref()) {
             Ok(caller) if caller == self.caller => Ok(()),
-            _ => {
-                let why = "the access token is not valid any more";
-                Err(End::Close(CloseCode::Policy, why.to_owned()))
-            }
+            _ => Err(End::not_let_in()),
         }
     }
 }
