@@ -168,12 +168,13 @@ impl Session {
         Ok(sent)
     }
 
-    /// Sends every cell again under its id.
+    /// Sends every cell again under its id, but those without an answer: one that never arrived
+    /// would run now.
     ///
     /// # Errors
     /// As [`Self::step`].
     pub async fn ask_again(&self) -> Result<(), ChaosError> {
-        for sent in &self.sent {
+        for sent in self.sent.iter().filter(|sent| sent.end.outcome != Outcome::Unanswered) {
             let (kernel, code) = (self.kernel.clone(), sent.code.clone());
             let id = sent.msg_id.clone();
             let (_, end) = follow(&kernel, &code, &id, sent.level, None, |_| Ok(())).await?;

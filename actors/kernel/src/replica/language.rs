@@ -6,8 +6,8 @@ use callboard_transport::Message;
 
 use super::ReplicaState;
 use crate::{
-    aborted,
     python::{ForeignKernel, SessionConfig, Taken},
+    said,
 };
 
 impl ReplicaState {
@@ -62,7 +62,7 @@ impl ReplicaState {
     pub(super) fn say_notice(&mut self) {
         let Some(cell) = &mut self.cell else { return };
         let Some(text) = cell.notice.take() else { return };
-        let message = aborted::said(self.args.spec.kernel, &cell.msg_id, &text);
+        let message = said::warning(self.args.spec.kernel, &cell.msg_id, &text);
         self.heard(message);
     }
 
