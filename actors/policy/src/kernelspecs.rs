@@ -63,9 +63,10 @@ impl ClusterView {
             return Ok(());
         }
         let name = name.to_owned();
-        let is_up = |load: &&NodeLoad| load.health == NodeHealth::Up;
+        // A leader that has just begun has not heard of all of them.
+        let is_here = |load: &&NodeLoad| load.health != NodeHealth::Gone;
         let silent = |load: &&NodeLoad| self.environment(load).is_none();
-        match self.nodes.iter().filter(is_up).find(silent) {
+        match self.nodes.iter().filter(is_here).find(silent) {
             Some(load) => Err(NoKernelspec::Unsaid { name, node: load.node.clone() }),
             None => {
                 let python = "python3".to_owned();

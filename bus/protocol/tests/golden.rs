@@ -242,6 +242,10 @@ fn control_messages_keep_their_first_version() {
     holds("list_kernels_known", &ListKernels { after: None, known: version });
     let options = KernelOptions { standby: Some(Standby::Thin), parked: false };
     holds("kernel_spec_options", &KernelSpec { options, ..spec });
+}
+
+#[test]
+fn what_is_said_of_nodes_keeps_its_first_version() {
     let status = NodeStatus {
         node: node(1),
         disk: DiskId(uuid(8)),
