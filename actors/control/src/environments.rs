@@ -67,10 +67,16 @@ impl Learned {
     pub(crate) fn is_awaited(&self, nodes: &NodesView) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let up = nodes.nodes.values().filter(|view| view.health == NodeHealth::Up);
-        let is_silent = up.filter_map(|view| view.last_beat.as_ref()).any(|beat| {
-            let is_known = beat.environment.as_ref().is_some_and(|id| known.contains_key(id));
-            beat.python_problem.is_none() && !is_known
-        });
+        let said: Vec<(bool, bool)> = up
+            .filter_map(|view| view.last_beat.as_ref())
+            .map(|beat| {
+                let is_known = beat.environment.as_ref().is_some_and(|id| known.contains_key(id));
+                (beat.python_problem.is_none(), is_known)
+            })
+            .collect();
+        // A leader that has just begun has heard of none.
+        let is_silent = !said.iter().any(|(_, is_known)| *is_known)
+            || said.iter().any(|(has_python, is_known)| *has_python && !is_known);
         let mut since = self.awaited_since.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_silent {
             *since = None;
