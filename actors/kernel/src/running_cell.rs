@@ -59,6 +59,8 @@ pub(crate) struct RunningCell {
     has_replied: bool,
     reply: Option<JupyterMessage>,
     is_idle: bool,
+    /// Front-ends were told that it is idle, though its state was still to be captured.
+    pub(crate) is_told_idle: bool,
     captured: Option<Captured>,
     /// On their way to the log, not known to have arrived. A proposal may be lost without a word.
     proposed: Vec<PlacedOutput>,
@@ -99,6 +101,7 @@ impl RunningCell {
             has_replied: false,
             reply: None,
             is_idle: false,
+            is_told_idle: false,
             captured: None,
             proposed: Vec::new(),
             unlogged: Vec::new(),
@@ -189,6 +192,8 @@ impl RunningCell {
 pub(crate) enum IopubKind {
     /// Nothing follows for the request.
     Idle,
+    /// The same for front-ends; its state is still captured.
+    IdleEarly,
     /// Other status, of use only while it is fresh.
     Status,
     /// An output to keep.
@@ -209,9 +214,27 @@ pub(crate) fn classify(message: &JupyterMessage) -> IopubKind {
         return IopubKind::Output;
     }
     match message.parse_content::<Status>() {
+        Ok(status) if status.execution_state == "idle" && is_capturing(message) => {
+            IopubKind::IdleEarly
+        }
         Ok(status) if status.execution_state == "idle" => IopubKind::Idle,
         _ => IopubKind::Status,
     }
+}
+
+/// Whether the kernel marked its message as one before the capture of its cell.
+fn is_capturing(message: &JupyterMessage) -> bool {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Metadata {
+        callboard: Marks,
+    }
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Marks {
+        capturing: bool,
+    }
+    serde_json::from_slice::<Metadata>(&message.metadata).is_ok_and(|it| it.callboard.capturing)
 }
 
 #[cfg(test)]

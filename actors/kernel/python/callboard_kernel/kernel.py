@@ -1,7 +1,8 @@
 """The kernel class: ipykernel with a capture after every request that can run user code.
 
 Order per request: user code, reply sent and flushed, capture, status `idle`. A capture runs
-synchronously on the main thread, so no other cell can interleave with it.
+synchronously on the main thread, so no other cell can interleave with it. A cell of level `received`
+says `idle` before the capture, too.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from .tracker import SAVING_NOTICE_S, Tracker
 SOCKET_VARIABLE = "CALLBOARD_STATE_SOCKET"
 # After so long without a cell, the tracker gives back what it keeps for speed.
 REST_AFTER_S = 30.0
+# Marks an `idle` that is said before the capture.
+_STILL_CAPTURING = {"callboard": {"capturing": True}}
 _REQUESTS_WITH_USER_CODE = ("execute_request", "comm_open", "comm_msg", "comm_close")
 
 
@@ -98,9 +101,28 @@ class CallboardKernel(IPythonKernel):
             finally:
                 if stream is not None and hasattr(stream, "flush"):
                     stream.flush(zmq.POLLOUT)
+                self._say_idle_early(parent)
                 self._capture(parent["header"]["msg_id"])
 
         return handle
+
+    def _say_idle_early(self, parent: Any) -> None:
+        """Tells front-ends that a cell is over which does not wait for its state to be captured.
+
+        It is marked for the node, for which the cell goes on until the status `idle` that follows the capture.
+        """
+        if parent["header"]["msg_type"] != "execute_request" or not _is_received(parent):
+            return
+        # What the cell printed was flushed before its reply.
+        with contextlib.suppress(KeyboardInterrupt):
+            self.session.send(
+                self.iopub_socket,
+                "status",
+                {"execution_state": "idle"},
+                parent=parent,
+                ident=self._topic("status"),
+                metadata=_STILL_CAPTURING,
+            )
 
     def _answer_interrupted(self, stream: Any, ident: Any, parent: Any) -> None:
         """Ends a cell whose interrupt hit ipykernel's own code, which would leave it unanswered."""
@@ -238,6 +260,12 @@ class CallboardKernel(IPythonKernel):
             self.tracker.session.begin_with(variables)
             with contextlib.suppress(Exception):  # where `%store` keeps things; other versions may differ
                 self.shell.db = type(self.shell.db)(os.path.join(variables["IPYTHONDIR"], "db"))
+
+
+def _is_received(parent: Any) -> bool:
+    metadata = parent.get("metadata")
+    wishes = metadata.get("callboard") if isinstance(metadata, dict) else None
+    return isinstance(wishes, dict) and wishes.get("level") == "received"
 
 
 class _NoShellThread:

@@ -57,6 +57,20 @@ def test_idle_comes_after_the_capture(kernel):
     assert "variables:late" in {entry["group"] for entry in captured["upsert"]}
 
 
+def test_a_cell_that_does_not_wait_for_its_capture_says_idle_before_and_after_it(kernel):
+    """What the capture has to say comes between the two, of which the first is marked for the node."""
+    message = kernel.client.session.msg("execute_request", {"code": "early = (n for n in [1])", "silent": False})
+    message["metadata"] = {"callboard": {"level": "received"}}
+    kernel.client.shell_channel.send(message)
+    first = kernel.published_until_idle(message["header"]["msg_id"])
+    then = kernel.published_until_idle(message["header"]["msg_id"])
+    assert "stream" not in {published["msg_type"] for published in first}
+    assert any("cannot be carried" in published["content"].get("text", "") for published in then)
+    captured, _ = kernel.node.wait_for("captured", message["header"]["msg_id"])
+    assert "early" in {entry["name"] for entry in captured["refused"]}
+    kernel.run("del early")
+
+
 def test_a_refusal_is_told_once_and_stays_usable(kernel):
     reply = kernel.run("gen = (n for n in [1, 2])")
     assert reply["stderr"].count("'gen' (generator) cannot be carried") == 1

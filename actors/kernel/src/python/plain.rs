@@ -98,7 +98,7 @@ impl PlainKernel {
                 Channel::Iopub => match classify(&message) {
                     IopubKind::Idle => is_idle = true,
                     IopubKind::Output => on_output(message),
-                    IopubKind::Status => {}
+                    IopubKind::Status | IopubKind::IdleEarly => {}
                 },
                 Channel::Control | Channel::Stdin => {}
             }

@@ -139,7 +139,7 @@ impl Sleeper {
             | Internal::MembershipChanged
             | Internal::SleepAnswered { .. }
             | Internal::StartPython
-            | Internal::Flush
+            | Internal::Lingered(_)
             | Internal::Tick => Heard::Nothing,
         }
     }

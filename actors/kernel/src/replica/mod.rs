@@ -142,8 +142,8 @@ pub enum Internal {
     WakeDue,
     /// It is time to start Python again.
     StartPython,
-    /// Entries have waited long enough for company.
-    Flush,
+    /// The completion of a cell has waited long enough for company.
+    Lingered(Seq),
     /// Time passed.
     Tick,
 }
@@ -159,9 +159,10 @@ pub struct Stored {
     no_room: Option<(Vec<bytes::Bytes>, String)>,
 }
 
-/// How long the completion of a cell that was answered already waits for the next request, so that
-/// one commit carries both: a fraction of the quickest cell.
-const COMMIT_LINGER: Duration = Duration::from_millis(2);
+/// How long the completion of a cell that was answered already waits for a request, so that one
+/// commit carries both. The next one comes while the state of this one is still captured, so it is
+/// as a rule the one after it: two of the quickest cells.
+const COMMIT_LINGER: Duration = Duration::from_millis(15);
 /// How long a request that nobody ordered is remembered; its sender has resent it by then.
 const REQUEST_KEPT: Duration = Duration::from_secs(15);
 
@@ -186,7 +187,8 @@ pub struct ReplicaState {
     numbers: OutputNumbers,
     held_replies: BTreeMap<Seq, PlacedOutput>,
     abort_through: Seq,
-    lingering: Vec<Entry>,
+    /// Completions that wait for company, each with its cell.
+    lingering: Vec<(Seq, Entry)>,
     spreading: Option<JoinHandle<()>>,
     without_room: WithoutRoom,
     askers: HashMap<String, (Instant, Vec<ReplyTo>)>,
@@ -295,7 +297,7 @@ impl ReplicaState {
             // It woke for this, or was awake already.
             Internal::Called | Internal::WakeDue | Internal::ParkDue => {}
             Internal::StartPython => self.launch_python(),
-            Internal::Flush => self.flush(),
+            Internal::Lingered(seq) => self.lingered(seq),
             Internal::Tick => self.tick(),
         }
     }
@@ -399,12 +401,12 @@ impl ReplicaState {
     /// Puts an entry in the log; entries go in the order of the calls. The completion of a cell
     /// that was answered already waits a moment, so that one commit carries it and the next request.
     fn propose(&mut self, entry: Entry) {
-        if self.is_answered(&entry) {
-            self.lingering.push(entry);
+        if let Some(seq) = self.answered_by(&entry) {
+            self.lingering.push((seq, entry));
             let me = self.me.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(COMMIT_LINGER).await;
-                tell(&me, Internal::Flush);
+                tell(&me, Internal::Lingered(seq));
             });
             return;
         }
@@ -414,17 +416,25 @@ impl ReplicaState {
 
     /// Puts the entries in the log that waited for company.
     fn flush(&mut self) {
-        for entry in std::mem::take(&mut self.lingering) {
+        for (_, entry) in std::mem::take(&mut self.lingering) {
             self.propose_now(entry);
         }
     }
 
-    /// Whether an entry completes a cell of level `received`.
-    fn is_answered(&self, entry: &Entry) -> bool {
-        let Entry::Complete { seq, .. } = entry else { return false };
+    /// The completion of a cell found no company, unless it is gone already. What came after it goes
+    /// along.
+    fn lingered(&mut self, seq: Seq) {
+        if self.lingering.first().is_some_and(|(first, _)| *first == seq) {
+            self.flush();
+        }
+    }
+
+    /// The cell of level `received` that an entry completes.
+    fn answered_by(&self, entry: &Entry) -> Option<Seq> {
+        let Entry::Complete { seq, .. } = entry else { return None };
         self.read(|log| {
-            let cell = log.pending().iter().find(|cell| cell.seq == *seq);
-            cell.is_some_and(|cell| cell.level == Level::Received)
+            let cell = log.pending().iter().find(|cell| cell.seq == *seq)?;
+            (cell.level == Level::Received).then_some(*seq)
         })
     }
 

@@ -80,17 +80,7 @@ impl ReplicaState {
         let kind = classify(&message);
         let seq = self.cell.as_ref().filter(|cell| cell.caused(&message)).map(|cell| cell.seq);
         if kind != IopubKind::Output {
-            if kind == IopubKind::Idle && seq.is_some() {
-                self.say_notice();
-            }
-            self.publisher.emitted(&message, None);
-            if kind == IopubKind::Idle && seq.is_some() {
-                if let Some(cell) = &mut self.cell {
-                    cell.idle();
-                }
-                self.finish_cell();
-            }
-            return;
+            return self.heard_status(kind, &message, seq.is_some());
         }
         // What a background thread prints belongs to no cell that could still complete.
         let place = self.numbers.next(term, seq.unwrap_or(Seq(0)));
@@ -106,6 +96,24 @@ impl ReplicaState {
         self.log_outputs(due);
         if seq.is_some() {
             self.say_notice();
+        }
+    }
+
+    fn heard_status(&mut self, kind: IopubKind, message: &JupyterMessage, is_of_cell: bool) {
+        if is_of_cell && kind != IopubKind::Status {
+            self.say_notice();
+        }
+        let Some(cell) = self.cell.as_mut().filter(|_| is_of_cell) else {
+            return self.publisher.emitted(message, None);
+        };
+        let is_told = kind == IopubKind::Idle && cell.is_told_idle;
+        cell.is_told_idle |= kind == IopubKind::IdleEarly;
+        if !is_told {
+            self.publisher.emitted(message, None);
+        }
+        if kind == IopubKind::Idle {
+            cell.idle();
+            self.finish_cell();
         }
     }
 
