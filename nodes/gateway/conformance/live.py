@@ -11,6 +11,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from websockets.sync.client import ClientConnection, connect
+
 ROOT = Path(__file__).parents[3]
 CALLBOARD = os.environ.get("CALLBOARD", str(ROOT / "target/debug/callboard"))
 PYTHON = ROOT / ".venv/bin/python"
@@ -19,21 +21,22 @@ START_S = 60
 STOP_S = 20
 
 
-def wait_until(is_done, what: str, limit_s: float = START_S) -> None:
+def wait_until(is_done, what: str, limit_s: float = START_S, pause_s: float = 0.05) -> None:
     """Waits for something, or fails by its name."""
     end = time.monotonic() + limit_s
     while not is_done():
         assert time.monotonic() < end, f"{what}: not within {limit_s} s"
-        time.sleep(0.05)
+        time.sleep(pause_s)
 
 
 class Process:
     """A program that says when it is ready."""
 
-    def __init__(self, command: list[str], folder: Path, name: str) -> None:
+    def __init__(self, command: list[str], folder: Path, name: str, **settings: str) -> None:
         self.log = folder / f"{name}.log"
         environment = {**os.environ, "CALLBOARD_NATS_SERVER": str(PYTHON.with_name("nats-server"))}
         environment["CALLBOARD_DISK_HIGH_WATER_PERCENT"] = "100"
+        environment |= settings
         with self.log.open("w") as log:
             self.child = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         wait_until(self._is_ready, f"{name} is ready")
@@ -59,10 +62,10 @@ class Process:
 class Gateway(Process):
     """A gateway, and the requests of one user to it."""
 
-    def __init__(self, cluster: "Cluster", name: str) -> None:
+    def __init__(self, cluster: "Cluster", name: str, replicas: int = 1) -> None:
         self.cluster = cluster
         command = cluster.command("--output", "json", "gateway", "--listen", "127.0.0.1:0", role="gateway")
-        command += ["--replicas", "1", "--allow-origin", ORIGIN]
+        command += ["--replicas", str(replicas), "--allow-origin", ORIGIN]
         super().__init__(command, cluster.folder, name)
         said = next(line for line in self.log.read_text().splitlines() if '"ready"' in line)
         self.url: str = json.loads(said)["url"]
@@ -132,11 +135,11 @@ class Answer:
 
 
 class Cluster:
-    """Three nodes."""
+    """Three nodes; `settings` are configuration keys as environment variables."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
-        self._up = Process([CALLBOARD, "up", "--data", "data", "--python", str(PYTHON)], folder, "up")
+        self._up = Process([CALLBOARD, "up", "--data", "data", "--python", str(PYTHON)], folder, "up", **settings)
 
     def command(self, *arguments: str, role: str = "operator") -> list[str]:
         """The command line of a verb."""
@@ -147,6 +150,10 @@ class Cluster:
         done = subprocess.run(self.command(*arguments), capture_output=True, text=True)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout.strip()
+
+    def status(self, kernel: str) -> dict[str, Any]:
+        """What a kernel says of itself."""
+        return json.loads(self.run("--output", "json", "kernel", "show", kernel))["status"]
 
     def token(self, user: str, *arguments: str, role: str = "user") -> str:
         """A new access token of a user."""
@@ -169,3 +176,25 @@ def execute(code: str, **header: str) -> dict:
     """The request to run a cell."""
     content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
     return request("execute_request", content, **header)
+
+
+def channels(gateway: Gateway, kernel: str, token: str | None, session: str | None = None, **options: Any) -> ClientConnection:
+    """A websocket to a kernel."""
+    headers = {"Authorization": f"token {token}"} if token else {}
+    return connect(gateway.channels(kernel, session), additional_headers=headers, max_size=None, **options)
+
+
+def ask(socket: ClientConnection, message: dict) -> list[dict]:
+    """What is said in answer to a message, up to its `idle`."""
+    socket.send(json.dumps(message))
+    said = []
+    while True:
+        heard = json.loads(socket.recv(60))
+        if heard["parent_header"].get("msg_id") != message["header"]["msg_id"]:
+            continue
+        said.append(heard)
+        types = {it["msg_type"] for it in said}
+        if heard["content"].get("execution_state") == "idle" or (
+            heard["msg_type"].endswith("_reply") and "status" not in types
+        ):
+            return said

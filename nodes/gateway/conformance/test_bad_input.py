@@ -12,10 +12,9 @@ import uuid
 from contextlib import contextmanager
 
 import pytest
-from live import ORIGIN, Gateway, execute, request, wait_until
+from live import ORIGIN, Gateway, ask, channels, execute, request, wait_until
 from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 V1 = "v1.kernel.websocket.jupyter.org"
 # What a gateway may hold more than before while one client does its worst.
@@ -67,27 +66,6 @@ def bounded(gateway: Gateway):
         is_over.set()
         watching.join()
     assert most[0] - before < MEMORY_MAX_MIB, f"{before:.0f} MiB became {most[0]:.0f} MiB"
-
-
-def channels(gateway, kernel, token, session=None, **options):
-    headers = {"Authorization": f"token {token}"} if token else {}
-    return connect(gateway.channels(kernel, session), additional_headers=headers, max_size=None, **options)
-
-
-def ask(socket, message: dict) -> list[dict]:
-    """What is said in answer to a message, up to its `idle`."""
-    socket.send(json.dumps(message))
-    said = []
-    while True:
-        heard = json.loads(socket.recv(60))
-        if heard["parent_header"].get("msg_id") != message["header"]["msg_id"]:
-            continue
-        said.append(heard)
-        types = {it["msg_type"] for it in said}
-        if heard["content"].get("execution_state") == "idle" or (
-            heard["msg_type"].endswith("_reply") and "status" not in types
-        ):
-            return said
 
 
 def closed_with(socket) -> tuple[int, str]:

@@ -121,6 +121,8 @@ class Session:
         """One more program that uses the kernel: with a session of its own."""
         client = self.manager.blocking_class()
         client.load_connection_file(self.manager.connection_file)
+        # On a busy machine a kernel does not answer within a second and is no less alive.
+        client.hb_channel.time_to_dead = PATIENCE_S
         client.start_channels()
         client.wait_for_ready(timeout=PATIENCE_S)
         self.clients.append(client)

@@ -182,7 +182,7 @@ impl ReplicaState {
         let is_execute =
             message.parse_header().is_ok_and(|header| header.msg_type == "execute_request");
         self.traces.started(&cell.msg_id, cell.seq);
-        self.is_told_of_parking = false;
+        self.notices.begin_anew();
         self.publisher.began(cell.seq);
         let (seq, msg_id) = (cell.seq, cell.msg_id.clone());
         let mut running = RunningCell::new(term, cell.seq, cell.msg_id, cell.level, is_execute);

@@ -109,7 +109,7 @@ impl Sleeper {
             Internal::Bus(_) => Heard::Call("a request"),
             Internal::OwnBus(message) if requests::is_about_sleep(message) => Heard::Nothing,
             Internal::OwnBus(_) => Heard::Call("a question of the group's leader"),
-            Internal::ParkDue => Heard::Call("it is to be parked"),
+            Internal::ParkDue => Heard::Call("it is to be parked soon"),
             Internal::Called => Heard::Call("a message of another member"),
             Internal::Python(life, _) if *life == self.kept.python_life => {
                 Heard::Call("its Python process")
@@ -171,9 +171,9 @@ impl Sleeper {
         Heard::Nothing
     }
 
-    /// An executor that sleeps still wants its kernel parked in time.
-    pub(super) fn wake_to_park(&mut self, parks_in_ms: Option<u64>) {
-        let Some(delay_ms) = parks_in_ms else { return };
+    /// An executor that sleeps still wants its kernel parked in time, and a warning of that before.
+    pub(super) fn wake_to_park(&mut self, wakes_in_ms: Option<u64>) {
+        let Some(delay_ms) = wakes_in_ms else { return };
         let me = self.kept.me.clone();
         self.alarm.push(tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;

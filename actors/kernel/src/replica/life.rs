@@ -153,7 +153,7 @@ impl Life {
     ) {
         let Self::Awake(state) = std::mem::replace(self, Self::Between) else { return };
         let summary = state.summary(offer, named);
-        let parks_in_ms = state.parks_in_ms();
+        let wakes_in_ms = state.wakes_in_ms();
         let (kept, group) = state.part();
         let closed = group.close().await;
         if !others.is_empty() {
@@ -167,7 +167,7 @@ impl Life {
         }
         tracing::debug!(kernel = %kept.args.spec.kernel, replica = %kept.args.replica, "asleep");
         let mut sleeper = Sleeper::new(kept, summary, dormant);
-        sleeper.wake_to_park(parks_in_ms);
+        sleeper.wake_to_park(wakes_in_ms);
         *self = Self::Asleep(Box::new(sleeper));
     }
 }
@@ -200,10 +200,6 @@ async fn tell_to_sleep(args: &ReplicaArgs, offer: &SleepOffer, others: Vec<Repli
 }
 
 impl ReplicaState {
-    fn parks_in_ms(&self) -> Option<u64> {
-        self.read(|log| self.executor.parks_in_ms(log, self.now_ms()))
-    }
-
     /// What is to be known of the kernel while it sleeps. All members have the same log here.
     fn summary(&self, offer: &SleepOffer, named: &BTreeSet<ChunkId>) -> Summary {
         let mut status = self.status();

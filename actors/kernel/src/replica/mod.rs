@@ -194,8 +194,7 @@ pub struct ReplicaState {
     transfers: transfer::Transfers,
     wish: Option<wish::Wish>,
     hibernation: Hibernation,
-    is_warned_of_parking: bool,
-    is_told_of_parking: bool,
+    notices: parking::Notices,
     /// It sleeps after this message; whom it tells then.
     sleep_due: Option<(SleepOffer, Vec<ReplicaId>)>,
     /// Tasks of this waking.

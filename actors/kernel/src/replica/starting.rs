@@ -82,6 +82,7 @@ pub(super) struct Kept {
     /// What that process takes this replica to hold.
     pub(super) held: HeldState,
     pub(super) without_room: WithoutRoom,
+    pub(super) notices: super::parking::Notices,
     pub(super) feeds: Tasks,
 }
 
@@ -126,6 +127,7 @@ impl Kept {
             numbers: OutputNumbers::default(),
             held: HeldState::default(),
             without_room: WithoutRoom::default(),
+            notices: super::parking::Notices::default(),
             feeds,
         })
     }
@@ -150,7 +152,7 @@ impl ReplicaState {
         events: mpsc::UnboundedReceiver<GroupEvent<KernelMachine>>,
     ) -> Self {
         let Kept { args, me, executor, started, publisher, python, .. } = kept;
-        let Kept { python_life, numbers, held, without_room, feeds, .. } = kept;
+        let Kept { python_life, numbers, held, without_room, notices, feeds, .. } = kept;
         let mut tasks = Tasks::default();
         tasks.push(feed_group(&me, events));
         tasks.push(feed_changes(&me, group.leader(), || Internal::Membership));
@@ -159,8 +161,7 @@ impl ReplicaState {
         let mut state = Self {
             chunk_keeper: chunks::ChunkKeeper::start(&args, group.clone(), me.clone()),
             hibernation: Hibernation::new(args.context.hibernation, args.replica, now_ms),
-            is_warned_of_parking: false,
-            is_told_of_parking: false,
+            notices,
             args,
             me,
             group,
@@ -201,7 +202,7 @@ impl ReplicaState {
     /// What it holds in its sleep, and the group that is closed for it. Its tasks end.
     pub(super) fn part(self) -> (Kept, Group<KernelMachine>) {
         let Self { args, me, executor, started, publisher, python, group, .. } = self;
-        let Self { python_life, numbers, held, without_room, feeds, .. } = self;
+        let Self { python_life, numbers, held, without_room, notices, feeds, .. } = self;
         let kept = Kept {
             args,
             me,
@@ -213,6 +214,7 @@ impl ReplicaState {
             numbers,
             held,
             without_room,
+            notices,
             feeds,
         };
         (kept, group)

@@ -3,6 +3,7 @@
 pub mod cells;
 pub mod chaos;
 mod failover;
+pub mod frontends;
 pub mod gateway;
 pub mod idle;
 mod kernel_gateway;
@@ -46,6 +47,8 @@ pub enum BenchVerb {
     Cells(cells::CellsArgs),
     /// Faults at named moments; an independent checker looks for what was lost.
     Chaos(chaos::ChaosArgs),
+    /// Notebooks in nbconvert, nbclient and papermill, against plain ipykernel.
+    Frontends(frontends::FrontendsArgs),
     /// Round trips, a flood of lines and lists over the gateway, against Jupyter Kernel Gateway.
     Gateway(gateway::GatewayBenchArgs),
     /// What kernels cost that nobody uses, and whether all of them answer.
@@ -65,6 +68,7 @@ fn takes(bench: &str) -> Option<Duration> {
     Some(match bench {
         "cells" => cells::TAKES,
         "chaos" => chaos::TAKES,
+        "frontends" => frontends::TAKES,
         "gateway" => gateway::TAKES,
         "idle" => idle::TAKES,
         "notebooks" => notebooks::TAKES,
@@ -83,6 +87,7 @@ pub async fn run(context: &Context, args: BenchArgs) -> Outcome {
     match args.verb {
         BenchVerb::List => list(context),
         BenchVerb::Cells(args) => interruptible(cells::run(context, &args)).await,
+        BenchVerb::Frontends(args) => interruptible(frontends::run(context, &args)).await,
         BenchVerb::Gateway(args) => interruptible(gateway::run(context, &args)).await,
         // These two stop in order by themselves.
         BenchVerb::Chaos(args) => chaos::run(context, &args).await,

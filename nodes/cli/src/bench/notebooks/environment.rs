@@ -1,5 +1,5 @@
-//! Debian's own Python with its scikit-learn, and beside it the kernel of both sides, in an
-//! environment of the bench.
+//! Debian's own Python with its scikit-learn, and beside it the kernel of both sides and the programs
+//! that run notebooks, in an environment of the benches of notebooks.
 //!
 //! Notebooks run without a network: one that wants data from elsewhere fails at once.
 
@@ -36,17 +36,52 @@ const STAMP: &str = "callboard-lock.sha256";
 const WARM_UP: &str = "import matplotlib.font_manager";
 
 /// The environment of a default run.
-pub(super) fn directory_default() -> PathBuf {
+fn directory_default() -> PathBuf {
     let cache = env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     cache.or_else(home).unwrap_or_else(env::temp_dir).join("callboard/notebooks")
 }
 
-/// Makes the environment in `directory`, or finds it made; returns the program to run as Python.
+/// Where notebooks, and the programs that run them, find Python.
+#[derive(Debug, Clone)]
+pub(in crate::bench) struct Environment {
+    /// What kernels run on: without a network where that can be.
+    pub(in crate::bench) kernels: PathBuf,
+    /// What front-ends run on, with the network that leads them to the cluster.
+    pub(in crate::bench) programs: PathBuf,
+}
+
+impl Environment {
+    /// A Python that somebody named, for everything. Programs and kernels start in other directories.
+    fn of(python: &Path) -> Self {
+        let is_path = python.components().count() > 1;
+        let whole = std::path::absolute(python).ok().filter(|_| is_path);
+        let python = whole.unwrap_or_else(|| python.to_owned());
+        Self { kernels: python.clone(), programs: python }
+    }
+
+    fn made_in(directory: &Path, launcher: PathBuf) -> Self {
+        Self { kernels: launcher, programs: directory.join("venv/bin/python") }
+    }
+}
+
+/// The environment of a bench: `named` as it is, or one in `directory`, made if it is not there yet.
 ///
 /// # Errors
 /// A [`Failure`] that says what is missing and how to install it.
-pub(super) async fn prepare(directory: &Path) -> Result<PathBuf, Failure> {
+pub(in crate::bench) async fn prepare(
+    named: Option<&Path>,
+    directory: Option<&Path>,
+) -> Result<Environment, Failure> {
+    if let Some(python) = named {
+        return Ok(Environment::of(python));
+    }
+    let directory = directory.map_or_else(directory_default, Path::to_owned);
+    make(&directory).await
+}
+
+/// Makes the environment in `directory`, or finds it made.
+async fn make(directory: &Path) -> Result<Environment, Failure> {
     debian_packages().await?;
     fs::create_dir_all(directory).map_err(|error| {
         let shown = directory.display();
@@ -56,14 +91,14 @@ pub(super) async fn prepare(directory: &Path) -> Result<PathBuf, Failure> {
     let digest = hex::encode(Sha256::digest(LOCK));
     let stamp = directory.join(STAMP);
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == digest) {
-        return launcher(&directory).await;
+        return Ok(Environment::made_in(&directory, launcher(&directory).await?));
     }
     let _ = fs::remove_file(&stamp);
     install(&directory).await?;
     let program = launcher(&directory).await?;
     run(Command::new(&program).args(["-c", WARM_UP]), "fill matplotlib's font cache").await?;
     fs::write(stamp, digest).map_err(Failure::environment)?;
-    Ok(program)
+    Ok(Environment::made_in(&directory, program))
 }
 
 /// Installs the Debian packages that are missing, if this is root; else says which.
@@ -118,7 +153,7 @@ async fn install(directory: &Path) -> Result<(), Failure> {
     let mut pip = Command::new(venv.join("bin/python"));
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]);
     pip.args(["--require-hashes", "--only-binary", ":all:", "-r"]).arg(&lock);
-    run(&mut pip, "install the kernel").await
+    run(&mut pip, "install the kernel and the front-ends").await
 }
 
 /// Writes the program that notebooks run on: the environment's Python, one thread for libraries, no
@@ -151,7 +186,7 @@ fn launcher_text(directory: &Path, isolation: &str) -> Result<String, Failure> {
     // Where a namespace without a network is not allowed, a proxy that nobody is does for libraries.
     Ok(format!(
         "#!/bin/sh
-# Written by `callboard bench notebooks` at each run.
+# Written by `callboard bench` at each run.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 export MPLCONFIGDIR='{shown}/matplotlib' SCIKIT_LEARN_DATA='{shown}/scikit-learn-data'
 export http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 no_proxy=
@@ -183,6 +218,12 @@ mod tests {
         assert!(text.contains("exec unshare -n -- '/e/venv/bin/python' \"$@\""), "{text}");
         let refused = launcher_text(Path::new("/it's"), "").unwrap_err();
         assert!(refused.message.contains("--env"), "{}", refused.message);
+    }
+
+    #[test]
+    fn a_python_that_is_named_by_a_path_is_found_from_everywhere() {
+        assert!(Environment::of(Path::new("venv/bin/python")).programs.is_absolute());
+        assert_eq!(Environment::of(Path::new("python3")).kernels, Path::new("python3"));
     }
 
     #[test]

@@ -15,13 +15,13 @@ const DIGEST_SHOWN: usize = 8;
 
 /// A notebook's code.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Notebook {
+pub(in crate::bench) struct Notebook {
     /// Its path below the folder, as it is stored there.
-    pub(super) path: String,
+    pub(in crate::bench) path: String,
     /// SHA-256 of the path, in hexadecimal.
-    pub(super) digest: String,
+    pub(in crate::bench) digest: String,
     /// Its code cells that are not blank.
-    pub(super) cells: Vec<String>,
+    pub(in crate::bench) cells: Vec<String>,
 }
 
 impl Notebook {
@@ -31,7 +31,7 @@ impl Notebook {
     }
 
     /// The file's name behind the start of the digest.
-    pub(super) fn label(&self) -> String {
+    pub(in crate::bench) fn label(&self) -> String {
         let name = self.path.rsplit('/').next().unwrap_or(&self.path);
         format!("{} {name}", &self.digest[..DIGEST_SHOWN])
     }
@@ -47,7 +47,7 @@ struct Read {
 ///
 /// # Errors
 /// A [`Failure`] if there is none or one cannot be read.
-pub(super) async fn read(python: &Path, folder: &Path) -> Result<Vec<Notebook>, Failure> {
+pub(in crate::bench) async fn read(python: &Path, folder: &Path) -> Result<Vec<Notebook>, Failure> {
     let shown = folder.display();
     let fail =
         |why: String| Failure::environment(format!("cannot read the notebooks of {shown}: {why}"));
@@ -61,7 +61,7 @@ pub(super) async fn read(python: &Path, folder: &Path) -> Result<Vec<Notebook>, 
     if found.is_empty() {
         return Err(Failure::usage(format!(
             "there are no notebooks below {shown}: name a folder that has some; Debian's python-sklearn-doc has them in {}",
-            super::FOLDER_DEFAULT
+            super::choice::FOLDER_DEFAULT
         )));
     }
     Ok(in_order(found.into_iter().map(Notebook::new).collect()))

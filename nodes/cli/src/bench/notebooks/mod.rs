@@ -1,45 +1,40 @@
 //! `callboard bench notebooks`: real notebooks, run cell by cell while their machines are lost, must
 //! end with the outputs of plain ipykernel.
 
-mod environment;
+pub(super) mod choice;
+pub(super) mod environment;
 mod figures;
 mod kills;
-mod library;
-mod outputs;
-mod plain;
+pub(super) mod library;
+pub(super) mod outputs;
+pub(super) mod plain;
 mod trial;
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use callboard_protocol::control::Standby;
 use clap::Args;
 
-use self::{figures::Found, library::Notebook, plain::Exclusion};
+use self::{choice::Choice, figures::Found, library::Notebook, plain::Exclusion};
 use super::{
     local_cluster::LocalCluster,
     options::Options,
     report::{Machine, Report},
 };
-use crate::{
-    context::Context,
-    exit::{Failure, Outcome},
-    output::say,
-};
+use crate::{context::Context, exit::Outcome, output::say};
 
-/// Where Debian's python-sklearn-doc has its notebooks.
-const FOLDER_DEFAULT: &str = "/usr/share/doc/python-sklearn-doc/html/_downloads";
 /// The bench's own last cell: a line for each name of the session.
 const CLOSING: &str = include_str!("closing.py");
 /// Notebooks of a full and of a quick run.
 const COUNT: usize = 20;
 const COUNT_QUICK: usize = 3;
 /// How long a plain run may take, its start included: twenty long ones would take an hour.
-const PLAIN_WITHIN: Duration = Duration::from_secs(120);
+pub(super) const PLAIN_WITHIN: Duration = Duration::from_secs(120);
 /// The same of a quick run: three notebooks run three times each in under 100 seconds.
-const PLAIN_WITHIN_QUICK: Duration = Duration::from_secs(15);
+pub(super) const PLAIN_WITHIN_QUICK: Duration = Duration::from_secs(15);
 /// A quick run begins no further notebook after this, however slow the machine.
 const QUICK_BEGINS_FOR: Duration = Duration::from_secs(65);
 
@@ -51,18 +46,8 @@ pub const TAKES: Duration = Duration::from_secs(20 * 60);
 pub struct NotebooksArgs {
     #[command(flatten)]
     options: Options,
-    /// The folder of the notebooks; files end in .ipynb or .ipynb.gz.
-    #[arg(default_value = FOLDER_DEFAULT, value_name = "DIR")]
-    folder: PathBuf,
-    /// Only notebooks whose path contains this.
-    #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
-    /// How many notebooks [default: 20, 3 with --quick].
-    #[arg(long, value_name = "N")]
-    count: Option<usize>,
-    /// Where the environment of the notebooks is made, once [default: below the user's cache].
-    #[arg(long, value_name = "DIR", conflicts_with = "python")]
-    env: Option<PathBuf>,
+    #[command(flatten)]
+    choice: Choice,
 }
 
 /// The bench's first cell, the same on both sides.
@@ -73,41 +58,22 @@ fn enter(scratch: &Path) -> String {
 /// Measures.
 ///
 /// # Errors
-/// A [`Failure`] if something is missing on this machine, or a side could not be measured.
+/// A [`crate::exit::Failure`] if something is missing on this machine, or a side could not be measured.
 pub async fn run(context: &Context, args: &NotebooksArgs) -> Outcome {
     let options = &args.options;
-    let python = match &options.python {
-        Some(python) => python.clone(),
-        None => {
-            let usual = environment::directory_default();
-            environment::prepare(args.env.as_deref().unwrap_or(&usual)).await?
-        }
-    };
-    let all = library::read(&python, &args.folder).await?;
-    let is_wanted =
-        |notebook: &Notebook| args.only.as_ref().is_none_or(|only| notebook.path.contains(only));
-    let wanted: Vec<Notebook> = all.into_iter().filter(is_wanted).collect();
-    if wanted.is_empty() {
-        return Err(Failure::usage("no notebook has that in its path"));
-    }
+    let (environment, wanted) = args.choice.open(options).await?;
+    let python = environment.kernels;
     let options = Options { python: Some(python.clone()), ..options.clone() };
     let cluster = LocalCluster::start(3, &options).await?;
-    plain::check(&python, cluster.path(), PLAIN_WITHIN).await.map_err(|why| {
-        let python = python.display();
-        Failure::environment(format!("plain ipykernel on {python} cannot run notebooks: {why}"))
-    })?;
+    plain::check(&python, cluster.path(), PLAIN_WITHIN).await?;
     let mut bench = Run { cluster: &cluster, args, options: &options, found: Found::default() };
     bench.try_in_order(&wanted).await;
     let found = bench.found;
     cluster.stop().await;
-    let figures = found.figures(is_partial(args));
+    let figures = found.figures(args.choice.is_partial(&options));
     let report =
         Report { bench: "notebooks", seed: options.seed, machine: Machine::here(), figures };
     report.print(context.printer)
-}
-
-fn is_partial(args: &NotebooksArgs) -> bool {
-    args.options.quick || args.only.is_some() || args.count.is_some()
 }
 
 /// A run under way.
@@ -122,7 +88,7 @@ impl Run<'_> {
     /// Tries notebooks until enough of them ran.
     async fn try_in_order(&mut self, notebooks: &[Notebook]) {
         let usual = if self.options.quick { COUNT_QUICK } else { COUNT };
-        let count = self.args.count.unwrap_or(usual);
+        let count = self.args.choice.count(usual);
         say(&format!(
             "the first {count} of {} notebooks whose two plain runs agree, seed {}",
             notebooks.len(),
@@ -189,25 +155,8 @@ impl Run<'_> {
 
     /// The command line that repeats just this notebook, with the same losses.
     fn command(&self, notebook: &Notebook) -> String {
-        let (folder, path, seed) = (self.args.folder.display(), &notebook.path, self.options.seed);
+        let (folder, path, seed) =
+            (self.args.choice.folder.display(), &notebook.path, self.options.seed);
         format!("callboard bench notebooks {folder} --only {path} --seed {seed}")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn args(words: &[&str]) -> NotebooksArgs {
-        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        crate::bench::options::parse_as(&words)
-    }
-
-    #[test]
-    fn a_run_of_fewer_notebooks_is_partial() {
-        let partial = |words: &[&str]| is_partial(&args(words));
-        assert!(!partial(&[]) && !partial(&["/folder", "--seed", "2"]));
-        assert!(partial(&["--quick"]) && partial(&["--count", "2"]));
-        assert!(partial(&["--only", "x", "/folder"]));
     }
 }

@@ -1,6 +1,9 @@
 //! What a notebook showed, without what no two runs can agree on, and where two runs differ.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use callboard_protocol::jupyter::JupyterMessage;
 use serde_json::Value;
@@ -12,9 +15,9 @@ const TOLD_CHARACTERS_MAX: usize = 160;
 
 /// What a run of a notebook showed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Transcript {
+pub(in crate::bench) struct Transcript {
     /// The outputs of each cell.
-    pub(super) cells: Vec<CellOutputs>,
+    pub(in crate::bench) cells: Vec<CellOutputs>,
     /// The bench's own last cell: a line for each name of the session.
     pub(super) closing: CellOutputs,
     /// The same cell once more, after the last loss.
@@ -23,7 +26,7 @@ pub(super) struct Transcript {
 
 /// What a cell showed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct CellOutputs {
+pub(in crate::bench) struct CellOutputs {
     /// Text by stream, its pieces joined: where they are cut is chance.
     streams: BTreeMap<String, String>,
     /// Results and displayed data, in order.
@@ -48,20 +51,22 @@ struct Shown {
 impl CellOutputs {
     /// Takes a message of the cell.
     pub(super) fn take(&mut self, message: &JupyterMessage) {
-        let (Ok(header), Ok(content)) = (message.parse_header(), message.parse_content::<Value>())
-        else {
-            return;
-        };
-        let text = |value: &Value| value.as_str().map(normalised).unwrap_or_default();
-        match header.msg_type.as_str() {
+        if let (Ok(header), Ok(content)) = (message.parse_header(), message.parse_content()) {
+            self.add(&header.msg_type, &content);
+        }
+    }
+
+    /// Takes an output as a message has it, or a notebook's file, where texts may be lists of lines.
+    pub(in crate::bench) fn add(&mut self, kind: &str, content: &Value) {
+        let text = |value: &Value| normalised(&whole(value));
+        match kind {
             "stream" => {
                 let name = content["name"].as_str().unwrap_or_default().to_owned();
                 // Normalised when it is whole: a piece may end within an address.
-                let piece = content["text"].as_str().unwrap_or_default();
-                self.streams.entry(name).or_default().push_str(piece);
+                self.streams.entry(name).or_default().push_str(&whole(&content["text"]));
             }
             "error" => self.error = Some((text(&content["ename"]), text(&content["evalue"]))),
-            kind @ ("execute_result" | "display_data" | "update_display_data" | "clear_output") => {
+            "execute_result" | "display_data" | "update_display_data" | "clear_output" => {
                 let mut shown = Shown {
                     kind: kind.to_owned(),
                     count: content["execution_count"].as_u64(),
@@ -81,7 +86,7 @@ impl CellOutputs {
     }
 
     /// To be called when the cell is over.
-    pub(super) fn finish(mut self) -> Self {
+    pub(in crate::bench) fn finish(mut self) -> Self {
         for text in self.streams.values_mut() {
             *text = normalised(text);
         }
@@ -90,12 +95,12 @@ impl CellOutputs {
     }
 
     /// The error's name and value.
-    pub(super) fn error(&self) -> Option<(&str, &str)> {
+    pub(in crate::bench) fn error(&self) -> Option<(&str, &str)> {
         self.error.as_ref().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// How many images it showed.
-    pub(super) fn images(&self) -> usize {
+    pub(in crate::bench) fn images(&self) -> usize {
         let mimes = self.shown.iter().flat_map(|shown| &shown.present);
         mimes.filter(|mime| mime.starts_with("image/")).count()
     }
@@ -151,7 +156,7 @@ impl Shown {
 
 impl Transcript {
     /// Where the cells of `other` differ, in words, the first few; empty if they do not.
-    pub(super) fn differences(&self, other: &Self) -> Vec<String> {
+    pub(in crate::bench) fn differences(&self, other: &Self) -> Vec<String> {
         let mut found = Vec::new();
         for (number, (mine, others)) in self.cells.iter().zip(&other.cells).enumerate() {
             let told = mine.differences(others);
@@ -191,7 +196,7 @@ impl Transcript {
     }
 
     /// How many images its cells showed.
-    pub(super) fn images(&self) -> usize {
+    pub(in crate::bench) fn images(&self) -> usize {
         self.cells.iter().map(CellOutputs::images).sum()
     }
 }
@@ -240,6 +245,15 @@ fn short(text: &str) -> String {
         cut.push('…');
     }
     format!("{cut:?}")
+}
+
+/// A text, or the lines of one.
+fn whole(value: &Value) -> Cow<'_, str> {
+    match value {
+        Value::String(text) => text.into(),
+        Value::Array(lines) => lines.iter().filter_map(Value::as_str).collect::<String>().into(),
+        _ => "".into(),
+    }
 }
 
 /// `text` without what no two processes agree on: the address of an object (`0x7f…`), and the

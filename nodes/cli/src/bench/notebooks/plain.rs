@@ -14,6 +14,7 @@ use super::{
     library::Notebook,
     outputs::{CellOutputs, Transcript},
 };
+use crate::exit::Failure;
 
 /// Names of errors that a notebook ends with if it wants data from elsewhere.
 const NETWORK_ERRORS: [&str; 6] =
@@ -23,7 +24,7 @@ const IMPORT_ERRORS: [&str; 2] = ["ModuleNotFoundError", "ImportError"];
 
 /// Why a notebook is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Exclusion {
+pub(in crate::bench) enum Exclusion {
     /// It has fewer than two code cells: there is no place between cells.
     OneCell,
     /// It wants data from elsewhere.
@@ -42,7 +43,7 @@ pub(super) enum Exclusion {
 
 impl Exclusion {
     /// Every reason, as figures name it.
-    pub(super) const REASONS: [&str; 7] = [
+    pub(in crate::bench) const REASONS: [&str; 7] = [
         "one_cell",
         "needs_network",
         "needs_package",
@@ -53,7 +54,7 @@ impl Exclusion {
     ];
 
     /// Its reason, as figures name it.
-    pub(super) fn reason(&self) -> &'static str {
+    pub(in crate::bench) fn reason(&self) -> &'static str {
         Self::REASONS[match self {
             Self::OneCell => 0,
             Self::NeedsNetwork => 1,
@@ -93,9 +94,9 @@ impl fmt::Display for Exclusion {
 
 /// What plain ipykernel shows.
 #[derive(Debug)]
-pub(super) struct Measure {
+pub(in crate::bench) struct Measure {
     /// What both runs showed; of the session's names, those that both agree on.
-    pub(super) transcript: Transcript,
+    pub(in crate::bench) transcript: Transcript,
     /// How long the first run's cells took, in seconds.
     pub(super) seconds: f64,
 }
@@ -104,8 +105,12 @@ pub(super) struct Measure {
 /// as the fault of each notebook.
 ///
 /// # Errors
-/// Why it does not run.
-pub(super) async fn check(python: &Path, run_dir: &Path, within: Duration) -> Result<(), String> {
+/// A [`Failure`] that says why it does not run.
+pub(in crate::bench) async fn check(
+    python: &Path,
+    run_dir: &Path,
+    within: Duration,
+) -> Result<(), Failure> {
     let cells = ["%matplotlib inline", "import sklearn, matplotlib.pyplot as plt\nplt.plot([1]);"];
     let notebook = Notebook {
         path: "check".to_owned(),
@@ -113,15 +118,21 @@ pub(super) async fn check(python: &Path, run_dir: &Path, within: Duration) -> Re
         cells: cells.map(str::to_owned).to_vec(),
     };
     let ran = once(python, &notebook, run_dir, run_dir, within).await;
-    let (transcript, _) = ran.map_err(|exclusion| exclusion.to_string())?;
-    if transcript.images() == 0 { Err("no figure was shown".to_owned()) } else { Ok(()) }
+    let why = match ran {
+        Ok((transcript, _)) if transcript.images() > 0 => return Ok(()),
+        Ok(_) => "no figure was shown".to_owned(),
+        Err(exclusion) => exclusion.to_string(),
+    };
+    let python = python.display();
+    let text = format!("plain ipykernel on {python} cannot run notebooks: {why}");
+    Err(Failure::environment(text))
 }
 
 /// Plain runs of a notebook that differed with losses, besides the first two.
-const RUNS_MORE: u32 = 4;
+pub(in crate::bench) const RUNS_MORE: u32 = 4;
 
 /// Runs the notebook twice. `run_dir` is for sockets, `scratch` for the notebook's files.
-pub(super) async fn twice(
+pub(in crate::bench) async fn twice(
     python: &Path,
     notebook: &Notebook,
     run_dir: &Path,
