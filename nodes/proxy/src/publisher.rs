@@ -7,17 +7,19 @@
 use std::{
     collections::HashMap,
     io,
+    os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split},
     net::{TcpListener, UnixListener},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -29,6 +31,12 @@ use crate::{
 const WAITING_MAX: usize = 10_000;
 /// How long all wait for a subscriber with so many messages, before it is let go.
 const STALL_MAX: Duration = Duration::from_secs(2);
+/// Messages that a subscriber may have to take yet while it hears that their cell is over: programs
+/// wait a few seconds for the rest, in which they take thousands.
+const BEHIND_MAX: u64 = 100;
+/// What the operating system keeps for one subscriber; by itself it takes megabytes of small messages,
+/// and nobody knows how far the subscriber is.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// How long a handshake may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Pause after a connection that could not be accepted, as when file descriptors are short.
@@ -45,6 +53,37 @@ pub(crate) type Welcome = Arc<dyn Fn(&Bytes) -> Vec<Bytes> + Send + Sync>;
 struct Subscriber {
     topics: Vec<Bytes>,
     queue: mpsc::Sender<Bytes>,
+    /// Messages that it was given ever, and how many of them it took.
+    given: u64,
+    taken: watch::Receiver<u64>,
+}
+
+/// Subscribers that have yet to take what they were given.
+#[derive(Debug)]
+pub(crate) struct Behind {
+    waited_for: Vec<(u64, watch::Receiver<u64>)>,
+    moved: Instant,
+}
+
+impl Behind {
+    pub(crate) fn is_nobody(&self) -> bool {
+        self.waited_for.is_empty()
+    }
+
+    /// Waits until they have taken nearly all of it. One that takes nothing for a while is not waited
+    /// for. Safe to cancel.
+    pub(crate) async fn caught_up(&mut self) {
+        while let Some((given, taken)) = self.waited_for.last_mut() {
+            if *taken.borrow_and_update() + BEHIND_MAX >= *given {
+                self.waited_for.pop();
+                continue;
+            }
+            if !matches!(timeout_at(self.moved + STALL_MAX, taken.changed()).await, Ok(Ok(()))) {
+                self.waited_for.pop();
+            }
+            self.moved = Instant::now();
+        }
+    }
 }
 
 type Subscribers = Arc<Mutex<HashMap<u64, Subscriber>>>;
@@ -79,9 +118,12 @@ impl Publisher {
     pub(crate) async fn publish(&self, frames: &[Bytes]) {
         let Some(topic) = frames.first() else { return };
         let queues: Vec<(u64, mpsc::Sender<Bytes>)> = locked(&self.subscribers)
-            .iter()
+            .iter_mut()
             .filter(|(_, it)| it.topics.iter().any(|prefix| topic.starts_with(prefix)))
-            .map(|(number, it)| (*number, it.queue.clone()))
+            .map(|(number, it)| {
+                it.given += 1;
+                (*number, it.queue.clone())
+            })
             .collect();
         if queues.is_empty() {
             return;
@@ -93,6 +135,15 @@ impl Publisher {
                 locked(&self.subscribers).remove(&number);
             }
         }
+    }
+
+    /// Who is far behind what was published until now.
+    pub(crate) fn behind(&self) -> Behind {
+        let subscribers = locked(&self.subscribers);
+        let is_behind = |it: &&Subscriber| *it.taken.borrow() + BEHIND_MAX < it.given;
+        let behind = subscribers.values().filter(is_behind);
+        let waited_for = behind.map(|it| (it.given, it.taken.clone())).collect();
+        Behind { waited_for, moved: Instant::now() }
     }
 }
 
@@ -110,11 +161,13 @@ async fn accept(listener: Listener, subscribers: Subscribers, welcome: Welcome) 
                 if connections.len() < SUBSCRIBERS_MAX {
                     // A kernel's messages are small and awaited.
                     let _ = stream.set_nodelay(true);
+                    bound_buffer(&stream);
                     connections.spawn(connection(stream, number, subscribers, welcome));
                 }
             }),
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
                 if connections.len() < SUBSCRIBERS_MAX {
+                    bound_buffer(&stream);
                     connections.spawn(connection(stream, number, subscribers, welcome));
                 }
             }),
@@ -124,6 +177,11 @@ async fn accept(listener: Listener, subscribers: Subscribers, welcome: Welcome) 
             sleep(ACCEPT_PAUSE).await;
         }
     }
+}
+
+fn bound_buffer(stream: &impl AsFd) {
+    // With a larger one, all works but on a busy machine.
+    let _ = set_socket_send_buffer_size(stream, SEND_BUFFER_BYTES);
 }
 
 async fn connection(
@@ -160,11 +218,14 @@ async fn serve(
     })
     .await??;
     let (queue, mut waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
-    locked(subscribers).insert(number, Subscriber { topics: Vec::new(), queue });
+    let (took, taken) = watch::channel(0);
+    let subscriber = Subscriber { topics: Vec::new(), queue, given: 0, taken };
+    locked(subscribers).insert(number, subscriber);
     let write = async {
         // Ends once the subscriber is let go: nothing else holds the sending end.
         while let Some(message) = waiting.recv().await {
             writer.write_all(&message).await?;
+            took.send_modify(|count| *count += 1);
         }
         Ok(())
     };
@@ -176,7 +237,8 @@ async fn serve(
             match said {
                 Said::Subscribe(topic) if subscriber.topics.len() < TOPICS_MAX => {
                     // There is room, unless it takes nothing.
-                    let _ = subscriber.queue.try_send(zmtp::message(&welcome(&topic)));
+                    let said = subscriber.queue.try_send(zmtp::message(&welcome(&topic)));
+                    subscriber.given += u64::from(said.is_ok());
                     subscriber.topics.push(topic);
                 }
                 Said::Unsubscribe(topic) => {
@@ -207,97 +269,4 @@ fn invalid(error: ZmtpError) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::net::UnixStream;
-    use zeromq::{Socket as _, SocketRecv as _, SubSocket};
-
-    use super::*;
-
-    fn texts(frames: &[&'static str]) -> Vec<Bytes> {
-        frames.iter().map(|text| Bytes::from_static(text.as_bytes())).collect()
-    }
-
-    fn endpoint_in(folder: &tempfile::TempDir) -> Endpoint {
-        Endpoint::Ipc(folder.path().join("iopub"))
-    }
-
-    async fn bind(endpoint: &Endpoint) -> Publisher {
-        let welcome = |topic: &Bytes| vec![topic.clone(), Bytes::from_static(b"welcome")];
-        Publisher::bind(endpoint, Arc::new(welcome)).await.unwrap()
-    }
-
-    async fn subscriber(endpoint: &Endpoint, topic: &'static str) -> SubSocket {
-        let mut socket = SubSocket::new();
-        socket.connect(&endpoint.to_string()).await.unwrap();
-        socket.subscribe(topic).await.unwrap();
-        assert_eq!(heard(&mut socket).await, texts(&[topic, "welcome"]));
-        socket
-    }
-
-    async fn heard(socket: &mut SubSocket) -> Vec<Bytes> {
-        let next = timeout(Duration::from_secs(30), socket.recv()).await;
-        next.unwrap().unwrap().into_vec()
-    }
-
-    #[tokio::test]
-    async fn each_subscriber_is_welcomed_and_hears_its_topics() {
-        let folder = tempfile::tempdir().unwrap();
-        let endpoint = endpoint_in(&folder);
-        let publisher = bind(&endpoint).await;
-        let mut all = subscriber(&endpoint, "").await;
-        let mut some = subscriber(&endpoint, "b").await;
-        publisher.publish(&texts(&["a", "1", ""])).await;
-        publisher.publish(&texts(&["b", "2"])).await;
-        assert_eq!(heard(&mut all).await, texts(&["a", "1", ""]));
-        assert_eq!(heard(&mut all).await, texts(&["b", "2"]));
-        assert_eq!(heard(&mut some).await, texts(&["b", "2"]));
-    }
-
-    #[tokio::test]
-    async fn a_subscriber_that_takes_nothing_does_not_hold_up_another() {
-        let folder = tempfile::tempdir().unwrap();
-        let endpoint = endpoint_in(&folder);
-        let publisher = bind(&endpoint).await;
-        let Endpoint::Ipc(path) = &endpoint else { panic!("bound to a path") };
-        let mut stalled = UnixStream::connect(path).await.unwrap();
-        // A greeting, READY with Socket-Type SUB, and a subscription to everything.
-        stalled.write_all(&zmtp::greeting()).await.unwrap();
-        stalled
-            .write_all(b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB\x00\x01\x01")
-            .await
-            .unwrap();
-        while locked(&publisher.subscribers).values().all(|it| it.topics.is_empty()) {
-            sleep(Duration::from_millis(1)).await;
-        }
-        let mut other = subscriber(&endpoint, "").await;
-        let count = WAITING_MAX + 5_000;
-        let payload = Bytes::from(vec![0; 1_000]);
-        let publish = async {
-            for _ in 0..count {
-                publisher.publish(std::slice::from_ref(&payload)).await;
-            }
-        };
-        let hear = async {
-            for _ in 0..count {
-                assert_eq!(heard(&mut other).await, std::slice::from_ref(&payload));
-            }
-        };
-        tokio::join!(publish, hear);
-        assert_eq!(locked(&publisher.subscribers).len(), 1);
-    }
-
-    #[tokio::test]
-    async fn whoever_is_no_subscriber_is_turned_away() {
-        let folder = tempfile::tempdir().unwrap();
-        let endpoint = endpoint_in(&folder);
-        let publisher = bind(&endpoint).await;
-        let Endpoint::Ipc(path) = &endpoint else { panic!("bound to a path") };
-        let mut stranger = UnixStream::connect(path).await.unwrap();
-        stranger.write_all(&[b'x'; 100]).await.unwrap();
-        let mut said = Vec::new();
-        // However the connection ends, it does.
-        let _ = stranger.read_to_end(&mut said).await;
-        assert!(said.len() >= GREETING_BYTES || said.is_empty());
-        assert!(locked(&publisher.subscribers).is_empty());
-    }
-}
+mod tests;

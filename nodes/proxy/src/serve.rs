@@ -1,7 +1,8 @@
 //! One proxy at work: messages of front-ends go to the kernel, and what it says to them.
 
-use std::{path::Path, time::Duration};
+use std::{collections::VecDeque, path::Path, time::Duration};
 
+use bytes::Bytes;
 use callboard_client::{Channels, Client, KernelClient, own, own::Own, said::Said};
 use callboard_protocol::{
     Fault, FaultCode, KernelId,
@@ -17,6 +18,7 @@ use crate::{
     error::ProxyError,
     kernel::{self, OnExit, Which},
     lifetime::{Lifetime, Outside},
+    publisher::Behind,
     routes::Routes,
     sockets::{Received, Sockets},
 };
@@ -84,6 +86,7 @@ impl Proxy {
             sockets: self.sockets,
             on_exit: self.options.on_exit,
             routes: Routes::default(),
+            held: VecDeque::new(),
             interrupts: JoinSet::new(),
             shutdown: None,
         };
@@ -112,6 +115,7 @@ struct Reply {
 enum Step {
     Take(Received),
     Deliver(JupyterMessage),
+    Reply,
     Lost(Fault),
     Outside(Outside),
 }
@@ -124,8 +128,26 @@ struct Serving {
     sockets: Sockets,
     on_exit: OnExit,
     routes: Routes,
+    /// Replies whose outputs are still on their way: programs take a cell for over a few seconds after
+    /// its reply, whatever they have of it.
+    held: VecDeque<Held>,
     interrupts: JoinSet<()>,
     shutdown: Option<Shutdown>,
+}
+
+/// A reply, and who has to take the outputs before it.
+struct Held {
+    behind: Behind,
+    asker: Vec<Bytes>,
+    message: JupyterMessage,
+}
+
+/// Waits until the first of them may go.
+async fn ready(held: &mut VecDeque<Held>) {
+    match held.front_mut() {
+        Some(held) => held.behind.caught_up().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Serving {
@@ -137,11 +159,16 @@ impl Serving {
                     Ok(delivery) => Step::Deliver(delivery.message),
                     Err(fault) => Step::Lost(fault),
                 },
+                () = ready(&mut self.held) => Step::Reply,
                 outside = lifetime.next() => Step::Outside(outside),
             };
             let is_over = match step {
                 Step::Take(received) => self.take(received).await,
                 Step::Deliver(message) => self.deliver(message).await,
+                Step::Reply => {
+                    self.reply_first().await;
+                    false
+                }
                 Step::Lost(fault) => break self.lost(fault).await,
                 Step::Outside(Outside::Interrupt) => {
                     self.interrupt();
@@ -153,8 +180,16 @@ impl Serving {
                 break self.after_shutdown();
             }
         };
+        while self.reply_first().await {}
         sleep(LINGER).await;
         ended
+    }
+
+    /// Sends the first reply that was held. False if there is none.
+    async fn reply_first(&mut self) -> bool {
+        let Some(Held { asker, message, .. }) = self.held.pop_front() else { return false };
+        self.sockets.reply(&asker, &message).await;
+        true
     }
 
     /// Takes a message of a front-end. True if the proxy is done.
@@ -203,7 +238,13 @@ impl Serving {
             shutdown.reply = Some(message.parse_content().unwrap_or_default());
         }
         if let Some(asker) = parent.and_then(|parent| self.routes.asker(&parent)) {
-            self.sockets.reply(asker, &message).await;
+            let behind = self.sockets.behind();
+            let is_held = !self.held.is_empty() || !behind.is_nobody();
+            if message.channel == Channel::Shell && is_held {
+                self.held.push_back(Held { behind, asker: asker.to_vec(), message });
+            } else {
+                self.sockets.reply(asker, &message).await;
+            }
         }
         false
     }

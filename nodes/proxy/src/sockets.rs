@@ -17,7 +17,7 @@ use zeromq::{
 use crate::{
     connection::{ConnectionFile, Endpoint},
     error::ProxyError,
-    publisher::{Publisher, Welcome},
+    publisher::{Behind, Publisher, Welcome},
 };
 
 /// Messages of front-ends that wait for the proxy; more wait in the sockets.
@@ -81,6 +81,11 @@ impl Sockets {
         if let Err(error) = socket.send(frames).await {
             tracing::debug!(%error, "whoever asked is gone");
         }
+    }
+
+    /// Who is far behind what was sent to all until now.
+    pub(crate) fn behind(&self) -> Behind {
+        self.iopub.behind()
     }
 
     /// Sends to all who listen.
