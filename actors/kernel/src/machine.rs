@@ -1,6 +1,7 @@
 //! The kernel's log as the machine of its Raft group.
 
 use callboard_policy::terms::{Applied, Entry, KernelLog};
+use callboard_protocol::ReplicaId;
 use callboard_replicated::Machine;
 
 /// Format of the snapshot; a reader refuses one it does not know.
@@ -39,5 +40,10 @@ impl Machine for KernelMachine {
         } else {
             Err(format!("snapshot format {version} is not known to this version"))
         }
+    }
+
+    /// The executor runs the cells that are accepted.
+    fn is_awaited(&self, member: ReplicaId) -> bool {
+        self.0.open_term().is_none_or(|open| open.replica == member)
     }
 }

@@ -26,6 +26,13 @@ pub trait Machine: Send + 'static {
     fn restore(bytes: &[u8]) -> Result<Self, String>
     where
         Self: Sized;
+
+    /// Whether somebody waits for what `member` does about a committed command. Others may hear of
+    /// it a moment later, with the next one.
+    fn is_awaited(&self, member: ReplicaId) -> bool {
+        let _ = member;
+        true
+    }
 }
 
 /// Who belongs to a group.

@@ -24,7 +24,7 @@ use crate::{
     proposer::{Proposer, QUEUE_DEPTH_MAX},
     raft::{
         log_store::{Covered, LogStore},
-        network::{Links, Wire},
+        network::{Awaited, Links, Wire},
         server::{Heard, Server},
         snapshot_file::{Newest, SnapshotFiles},
         state_machine::{Replica, ReplicaParts},
@@ -266,7 +266,9 @@ impl Replicator {
         let every = options.snapshot_every_entries;
         let config =
             self.raft_config(&group, every, options.timing.as_ref()).map_err(raft_error)?;
-        let links = Links { wire: wire.clone(), log: log.clone() };
+        let machine = replica.clone();
+        let awaited = Awaited(Arc::new(move |member| machine.read(|it| it.is_awaited(member))));
+        let links = Links { wire: wire.clone(), log: log.clone(), awaited };
         let raft = Raft::new(replica_id.0, Arc::new(config), links, log.clone(), replica.clone())
             .await
             .map_err(|error| raft_error(error.to_string()))?;

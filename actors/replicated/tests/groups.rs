@@ -7,7 +7,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use callboard_protocol::ReplicaId;
 use callboard_replicated::{Applied, GroupOptions, Machine, OpenError, ProposeError, Role};
-use common::{Cluster, Put, group_id, node_id, simulate};
+use callboard_transport::memory::Delivery;
+use common::{AWAITED, Cluster, Put, group_id, node_id, simulate};
 
 async fn put(cluster: &Cluster, replica: u64, numbers: std::ops::Range<u64>) {
     for number in numbers {
@@ -34,6 +35,8 @@ fn every_replica_can_propose_and_one_proposers_order_is_kept() {
         cluster.start_all().await;
         cluster.leader().await;
         for replica in 1..=3 {
+            // Followers hear of a commit a moment later.
+            cluster.settle().await;
             let group = cluster.group(replica);
             let before = cluster.numbers(replica).len();
             let many = (0..200).map(|n| group.propose(Put(replica * 1000 + n, Vec::new())));
@@ -43,6 +46,33 @@ fn every_replica_can_propose_and_one_proposers_order_is_kept() {
         }
         cluster.settle().await;
     });
+}
+
+#[test]
+fn who_is_not_awaited_hears_of_a_commit_with_the_next_entry_or_heartbeat() {
+    for seed in 0..8 {
+        simulate(seed, async {
+            let mut cluster = Cluster::new(seed, 3, true);
+            cluster.start_all().await;
+            let leader = cluster.leader().await;
+            put(&cluster, leader, 0..5).await;
+            cluster.net.keep_log();
+            put(&cluster, leader, 5..45).await;
+            let log = cluster.net.log();
+            let last = cluster.numbers(leader);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            for follower in (1..=3).filter(|id| *id != leader) {
+                let name = &cluster.nodes[&follower].name;
+                let is_append = |it: &&Delivery| it.to == *name && it.subject.ends_with("append");
+                let appends = log.iter().filter(is_append).count();
+                // Slow disks hold up an entry for longer than a commit waits for it.
+                if seed % 4 != 3 && ReplicaId(follower) != AWAITED {
+                    assert!(appends < 50, "{appends} messages for 40 commands");
+                }
+                assert_eq!(cluster.numbers(follower), last);
+            }
+        });
+    }
 }
 
 #[test]

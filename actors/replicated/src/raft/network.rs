@@ -1,6 +1,6 @@
 //! Raft's outgoing messages over the bus.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use callboard_protocol::{ClusterId, Envelope, GroupId, Incarnation, ReplicaId, Subject};
@@ -17,6 +17,7 @@ use openraft::{
     },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::time::Instant;
 
 use super::{
     log_store::LogStore,
@@ -111,11 +112,22 @@ impl Wire {
     }
 }
 
+/// Whether somebody waits for what a member does about a committed command.
+#[derive(Clone)]
+pub(crate) struct Awaited(pub Arc<dyn Fn(ReplicaId) -> bool + Send + Sync>);
+
+impl fmt::Debug for Awaited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Awaited")
+    }
+}
+
 /// Makes [`Link`]s.
 #[derive(Debug, Clone)]
 pub(crate) struct Links {
     pub wire: Wire,
     pub log: LogStore,
+    pub awaited: Awaited,
 }
 
 /// Messages to one member.
@@ -123,14 +135,28 @@ pub(crate) struct Links {
 pub(crate) struct Link {
     wire: Wire,
     log: LogStore,
+    awaited: Awaited,
     target: u64,
+    /// What the target has answered last; nothing while it has not, or was not asked.
+    told: Option<Told>,
+}
+
+/// An answer of a member.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    /// The commit that it was told of.
+    commit: Option<LogId>,
+    /// The entry up to which its log is the leader's.
+    matching: Option<LogId>,
+    at: Instant,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Links {
     type Network = Link;
 
     async fn new_client(&mut self, target: u64, _node: &Member) -> Link {
-        Link { wire: self.wire.clone(), log: self.log.clone(), target }
+        let (wire, log, awaited) = (self.wire.clone(), self.log.clone(), self.awaited.clone());
+        Link { wire, log, awaited, target, told: None }
     }
 }
 
@@ -167,6 +193,23 @@ impl Link {
         }
     }
 
+    /// Whether nothing need be sent: the message only tells of a commit, which the next entry or
+    /// heartbeat tells, too, and nobody waits for what the member does about it.
+    fn can_wait(
+        &self,
+        told: Option<Told>,
+        rpc: &AppendEntriesRequest<TypeConfig>,
+        deadline: Duration,
+    ) -> bool {
+        let is_news = told.is_some_and(|told| {
+            rpc.entries.is_empty()
+                && rpc.leader_commit > told.commit
+                && rpc.prev_log_id == told.matching
+                && told.at.elapsed() < deadline
+        });
+        is_news && !(self.awaited.0)(ReplicaId(self.target))
+    }
+
     /// The commit index this leader may tell: no further than its own disk.
     async fn tellable(&self, commit: Option<LogId>, urgent: bool) -> Option<LogId> {
         let commit = commit?;
@@ -200,8 +243,23 @@ impl RaftNetwork<TypeConfig> for Link {
         if let Some(count) = entries_that_fit(&rpc, self.wire.bus.payload_max()) {
             return Err(PayloadTooLarge::new_entries_hint(count).into());
         }
-        rpc.leader_commit = self.tellable(rpc.leader_commit, !rpc.entries.is_empty()).await;
-        self.call((RPC_APPEND, RPCTypes::AppendEntries), rpc, &option).await
+        // Not twice in a row, so that a member hears something in every interval; and what is given up
+        // half way has no answer.
+        let told = self.told.take();
+        if self.can_wait(told, &rpc, option.hard_ttl()) {
+            return Ok(AppendEntriesResponse::Success);
+        }
+        let commit = self.tellable(rpc.leader_commit, !rpc.entries.is_empty()).await;
+        rpc.leader_commit = commit;
+        let last = rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id);
+        let answer = self.call((RPC_APPEND, RPCTypes::AppendEntries), rpc, &option).await;
+        let matching = match &answer {
+            Ok(AppendEntriesResponse::Success) => last,
+            Ok(AppendEntriesResponse::PartialSuccess(matching)) => *matching,
+            Ok(_) | Err(_) => return answer,
+        };
+        self.told = Some(Told { commit, matching, at: Instant::now() });
+        answer
     }
 
     async fn install_snapshot(

@@ -47,7 +47,14 @@ impl Machine for Journal {
     fn restore(bytes: &[u8]) -> Result<Self, String> {
         rmp_serde::from_slice(bytes).map_err(|error| error.to_string())
     }
+
+    fn is_awaited(&self, member: ReplicaId) -> bool {
+        member == AWAITED
+    }
 }
+
+/// The member that is told of each commit at once.
+pub const AWAITED: ReplicaId = ReplicaId(2);
 
 pub struct Node {
     pub name: String,
