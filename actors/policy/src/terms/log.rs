@@ -22,7 +22,8 @@ use super::{
 pub const DEDUPE_CELLS_MAX: usize = 10_000;
 /// Cells that may wait at once; a front-end that has more outstanding is out of control.
 pub const QUEUE_DEPTH_MAX: usize = 1_000;
-/// Bytes of outputs kept for clients that come back.
+/// Bytes of outputs kept for clients that come back. However long one is, it counts as no more than
+/// half of this: the last of them is always kept.
 pub const OUTPUT_BYTES_MAX: u64 = 16 << 20;
 
 /// An open executor term.
@@ -331,9 +332,14 @@ impl KernelLog {
             self.output_bytes += output.message.length();
             self.outputs.insert(index, output);
         }
-        while self.output_bytes > OUTPUT_BYTES_MAX {
+        if self.output_bytes <= OUTPUT_BYTES_MAX {
+            return;
+        }
+        let mut beyond: u64 = self.outputs.iter().map(uncounted).sum();
+        while self.output_bytes > OUTPUT_BYTES_MAX + beyond {
             let Some(dropped) = self.outputs.pop_front() else { break };
             self.output_bytes -= dropped.message.length();
+            beyond -= uncounted(&dropped);
             self.outputs_dropped = Some(dropped.place.cursor);
         }
     }
@@ -455,6 +461,11 @@ impl KernelLog {
 
 fn kept(result: Result<(), UndoRefusal>) -> Applied {
     result.map_or_else(Applied::Declined, |()| Applied::Kept)
+}
+
+/// The bytes of an output that do not count in [`OUTPUT_BYTES_MAX`].
+fn uncounted(output: &LoggedOutput) -> u64 {
+    output.message.length().saturating_sub(OUTPUT_BYTES_MAX / 2)
 }
 
 #[cfg(test)]

@@ -234,6 +234,21 @@ fn outputs_are_dropped_oldest_first_and_the_gap_is_told() {
 }
 
 #[test]
+fn an_output_that_is_longer_than_all_that_are_kept_is_kept_until_others_follow() {
+    let mut log = log_of([takeover(1, 0), accept("a", DURABLE, Some(1))]);
+    let (huge, half) = (OUTPUT_BYTES_MAX as usize * 2, OUTPUT_BYTES_MAX as usize / 2);
+    let mut kept_after = |number, length| {
+        log.apply(Entry::Emit { term: Term(1), outputs: vec![output(1, number, 1, length)] });
+        let (outputs, gap) = log.outputs_since(OutputCursor::default());
+        (outputs.map(|output| output.place.cursor.number).collect::<Vec<_>>(), gap)
+    };
+    assert_eq!(kept_after(1, huge), (vec![1], false));
+    assert_eq!(kept_after(2, 1), (vec![1, 2], false));
+    assert_eq!(kept_after(3, half), (vec![2, 3], true));
+    assert_eq!(kept_after(4, huge), (vec![3, 4], true));
+}
+
+#[test]
 fn outputs_are_kept_once_and_in_order_however_their_proposals_arrive() {
     let mut log = log_of([takeover(1, 0), accept("a", DURABLE, Some(1))]);
     let emit = |numbers: [u64; 2]| Entry::Emit {
