@@ -31,9 +31,9 @@ use crate::{
     storage::Storage,
 };
 
-/// Pause between two heartbeats; four fit into the suspicion time. They are half of what an idle
+/// Pause between two heartbeats; three fit into the suspicion time. They are half of what an idle
 /// cluster costs.
-pub(crate) const BEAT_EVERY: Duration = Duration::from_millis(350);
+pub(crate) const BEAT_EVERY: Duration = Duration::from_millis(450);
 
 /// Ends the process as a crash would; tests put something else here.
 pub type Crash = Arc<dyn Fn() + Send + Sync>;

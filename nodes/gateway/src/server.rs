@@ -49,8 +49,8 @@ const HEAD_WITHIN: Duration = Duration::from_secs(10);
 const UNREAD_MAX_MS: u32 = 30_000;
 /// Connections per thread; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 10_000;
-/// Threads that serve: the work is little, and the bus is the bottleneck.
-const WORKERS: usize = 2;
+/// Threads that serve, on half of the cores at most: the work is little, and the bus is the bottleneck.
+const WORKERS_MAX: usize = 2;
 
 /// Why a gateway does not run.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +120,7 @@ impl Gateway {
                 .service(routes(web::scope("/t/{path_token}")))
                 .service(routes(web::scope("")))
         })
-        .workers(WORKERS)
+        .workers(workers())
         .max_connections(CONNECTIONS_MAX)
         .client_request_timeout(HEAD_WITHIN)
         .shutdown_timeout(END_WITHIN_S)
@@ -312,4 +312,8 @@ fn tls_config((cert, key): &(PathBuf, PathBuf)) -> Result<rustls::ServerConfig, 
         .with_no_client_auth()
         .with_single_cert(chain, key_der)
         .map_err(|error| fail(cert, error.to_string()))
+}
+fn workers() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cores / 2).clamp(1, WORKERS_MAX)
 }

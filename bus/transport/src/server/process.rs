@@ -26,6 +26,8 @@ use super::{
 };
 use crate::permissions::write_private;
 
+/// How many threads a Go program runs on.
+const GO_THREADS: &str = "GOMAXPROCS";
 /// How long a broker may take until it answers.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is asked meanwhile.
@@ -126,7 +128,14 @@ impl Launch {
             .map_err(io_error("write", &config))?;
         let stderr_path = self.stderr_path();
         let stderr = fs::File::create(&stderr_path).map_err(io_error("write", &stderr_path))?;
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if std::env::var_os(GO_THREADS).is_none() {
+            // Half of the cores, like a node, for the same reason: with more, each message wakes threads
+            // that look for others.
+            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            command.env(GO_THREADS, cores.div_ceil(2).to_string());
+        }
+        let child = command
             .arg("--config")
             .arg(&config)
             .stdin(Stdio::null())

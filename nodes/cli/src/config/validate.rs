@@ -94,7 +94,7 @@ impl ClusterConfig {
                 "election_timeout_max_ms",
                 self.election_timeout_max_ms,
             ),
-            ("2 × the node's beat of 350 ms", 700, "suspect_after_ms", self.suspect_after_ms),
+            ("2 × the node's beat of 450 ms", 900, "suspect_after_ms", self.suspect_after_ms),
             ("suspect_after_ms", self.suspect_after_ms, "gone_after_ms", self.gone_after_ms),
         ] {
             check(low < high, format!("{high_key} is {high}; it must be above {low_key}, {low}"));
