@@ -9,7 +9,7 @@ use callboard_protocol::{
     kernel::{CellEnd, OutputCursor, OutputPlace, TookOver},
 };
 use callboard_transport::{Bus, ReplyTo};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Longest output that is sent as it comes: what the broker takes. Clients fetch a longer one from the
 /// log.
@@ -22,6 +22,7 @@ const EVENTS_WAITING_MAX: usize = 10_000;
 enum Outgoing {
     Event(Subject, Envelope, Bytes),
     Answer(ReplyTo, Envelope, Bytes),
+    Release(OwnedSemaphorePermit),
 }
 
 /// Sends a kernel's events and answers in order.
@@ -44,12 +45,16 @@ impl Publisher {
         let (queue, mut waiting) = mpsc::channel::<Outgoing>(EVENTS_WAITING_MAX);
         tokio::spawn(async move {
             while let Some(outgoing) = waiting.recv().await {
-                let sent = match &outgoing {
+                let sent = match outgoing {
                     Outgoing::Event(subject, envelope, payload) => {
-                        bus.publish(subject, envelope, payload.clone()).await
+                        bus.publish(&subject, &envelope, payload).await
                     }
                     Outgoing::Answer(reply_to, envelope, payload) => {
-                        bus.respond(reply_to, envelope, payload.clone()).await
+                        bus.respond(&reply_to, &envelope, payload).await
+                    }
+                    Outgoing::Release(room) => {
+                        drop(room);
+                        Ok(())
                     }
                 };
                 if let Err(error) = sent {
@@ -78,6 +83,14 @@ impl Publisher {
         }
         let envelope = Envelope { cursor: place, after, ..Envelope::new(self.owner.clone()) };
         self.send("emitted", envelope, message);
+    }
+
+    /// Lets go of `room` once all before it has been sent.
+    pub(crate) fn release(&self, room: Option<OwnedSemaphorePermit>) {
+        if let Some(room) = room {
+            // Without a place in the queue it is let go now.
+            let _ = self.queue.try_send(Outgoing::Release(room));
+        }
     }
 
     /// Tells whoever follows the kernel that its log is about to have all outputs up to `last`: some of

@@ -56,7 +56,8 @@ impl Stream {
     /// Has the stream begin after `mark`, with what the log has already if `replays`. Without this
     /// it begins with the first event.
     pub fn begin_after(&mut self, mark: OutputCursor, replays: bool) {
-        (self.mark, self.behind) = (Some(mark), replays);
+        self.mark = Some(mark);
+        self.behind |= replays;
     }
 
     /// The place up to which everything was let through.
@@ -163,8 +164,16 @@ impl Stream {
         }
     }
 
-    /// Drops what waits: the log has the outputs, and how their cells ended.
+    /// Whether the log is to be read as far as it goes.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.behind
+    }
+
+    /// Drops what waits: the log has the outputs, and how their cells ended. A stream that has not
+    /// begun goes on from the beginning of the log, which was empty.
     pub fn fall_behind(&mut self) {
+        self.mark.get_or_insert_default();
         self.behind = true;
         self.waiting.clear();
     }

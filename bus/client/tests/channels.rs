@@ -13,9 +13,10 @@ use callboard_protocol::{
     FaultCode,
     jupyter::{Channel, JupyterMessage},
 };
+use callboard_transport::SUBSCRIPTION_CAPACITY;
 use fake::{Fake, Script};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// After this long without a message nothing more comes.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -202,6 +203,29 @@ async fn where_a_session_was_is_asked_until_it_is_answered() {
     let seen = all(&mut channels).await;
     assert!(seen.iter().all(|it| it.starts_with("m1:")), "{seen:?}");
     assert_eq!(fake.script().lost_seen, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_slow_front_end_had_no_room_for_is_read_from_the_log_at_once() {
+    let fake = Fake::start(script()).await;
+    let mut channels = open(&fake).await;
+    // More than wait in a subscription, and the end of the cell with them.
+    let texts = vec!["a"; SUBSCRIPTION_CAPACITY + 1_000];
+    let code = json!({"code": texts.join(" ")});
+    channels.send(request("execute_request", "m1", &code)).unwrap();
+    let mut seen = vec![short(&channels.next().await.unwrap())];
+    // It does not read until all has been said.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let began = Instant::now();
+    while seen.last().is_none_or(|last| last != "m1:idle") {
+        seen.push(short(&channels.next().await.unwrap()));
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "it waited to be reminded");
+    let texts = texts.iter().map(|text| format!("m1:{text}")).collect();
+    let parts = [vec!["m1:busy".to_owned()], texts, vec!["m1:reply ok".into(), "m1:idle".into()]];
+    let expected = parts.concat();
+    let differing = seen.iter().zip(&expected).position(|(seen, expected)| seen != expected);
+    assert!(seen == expected, "{} messages, the first that differs is {differing:?}", seen.len());
 }
 
 #[tokio::test(start_paused = true)]

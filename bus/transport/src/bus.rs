@@ -2,7 +2,14 @@
 //!
 //! At most once, like core NATS: nothing here retries. Order holds per sender and subject.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -86,16 +93,50 @@ pub struct Message {
 #[derive(Debug)]
 pub struct Subscription {
     messages: mpsc::Receiver<Message>,
+    losses: Losses,
+    known: u64,
+}
+
+/// Counts the messages that a subscription had no room for. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Losses {
+    own: Arc<AtomicU64>,
+    /// Those of its connection of which it is not known whose they were.
+    shared: Arc<AtomicU64>,
+}
+
+impl Losses {
+    pub(crate) fn of_connection(shared: Arc<AtomicU64>) -> Self {
+        Self { own: Arc::default(), shared }
+    }
+
+    /// Counts one. Warns, but not of each.
+    pub(crate) fn count(&self, pattern: &dyn fmt::Display) {
+        let lost = self.own.fetch_add(1, Ordering::Release) + 1;
+        if lost.is_power_of_two() {
+            tracing::warn!(%pattern, lost, "a slow subscription loses messages");
+        }
+    }
+
+    fn all(&self) -> u64 {
+        self.own.load(Ordering::Acquire) + self.shared.load(Ordering::Acquire)
+    }
 }
 
 impl Subscription {
-    pub(crate) fn new(messages: mpsc::Receiver<Message>) -> Self {
-        Self { messages }
+    pub(crate) fn new(messages: mpsc::Receiver<Message>, losses: Losses) -> Self {
+        Self { messages, known: losses.all(), losses }
     }
 
     /// The next message; `None` once the bus is closed.
     pub async fn next(&mut self) -> Option<Message> {
         self.messages.recv().await
+    }
+
+    /// Whether messages were lost since the last call, as they were read too slowly.
+    pub fn has_lost(&mut self) -> bool {
+        let lost = self.losses.all();
+        std::mem::replace(&mut self.known, lost) != lost
     }
 }
 

@@ -9,7 +9,9 @@ pub mod server;
 pub mod telemetry;
 pub mod typed;
 
-pub use bus::{Bus, BusError, BusHealth, Lanes, Message, ReplyTo, Subscription};
+pub use bus::{
+    Bus, BusError, BusHealth, Lanes, Message, ReplyTo, SUBSCRIPTION_CAPACITY, Subscription,
+};
 pub use memory::{FaultPlan, MemoryNet};
 pub use nats::{ConnectError, NatsBus, NatsOptions};
 pub use permissions::{Credentials, Role};

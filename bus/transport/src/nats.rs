@@ -8,7 +8,14 @@ mod headers;
 mod requests;
 mod subscribe;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event, ServerError, StatusCode,
@@ -24,7 +31,10 @@ use tokio::{
 
 use self::requests::Requests;
 use crate::{
-    bus::{Bus, BusError, BusHealth, Lanes, Message, ReplyTo, SUBSCRIPTION_CAPACITY, Subscription},
+    bus::{
+        Bus, BusError, BusHealth, Lanes, Losses, Message, ReplyTo, SUBSCRIPTION_CAPACITY,
+        Subscription,
+    },
     permissions::Credentials,
 };
 
@@ -32,14 +42,19 @@ use crate::{
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 /// Longest pause before connecting again: a broker that is back is found within this.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
-/// How often a silent connection is probed; it counts as lost after the third probe without an
-/// answer, so that a cut cable is noticed within about three seconds.
+/// How often a silent connection is probed, so that a cut cable is noticed within about three seconds.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// The same of a node's connections beside that of Raft, which is the one whose loss is acted upon: an
+/// idle node wakes for little else.
+const PING_INTERVAL_BESIDE: Duration = Duration::from_secs(5);
 /// How long a message may wait for the connection's outgoing queue before it counts as not sent.
 const ENQUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Commands that may wait for the connection. Small: a full queue means that the broker does not
 /// read, and the sender should learn that soon.
 const OUTGOING_CAPACITY: usize = 1024;
+/// Messages on their way from the connection to one subscription, which takes them at once; it is the
+/// subscription's own queue that fills.
+const HANDED_OVER_MAX: usize = 4 * SUBSCRIPTION_CAPACITY;
 /// Refusals of the broker kept for whoever waits for them; more at once would be a storm.
 const VIOLATIONS_CAPACITY: usize = 64;
 
@@ -58,6 +73,9 @@ pub struct NatsOptions {
     pub name: String,
     /// How long to try to connect at first.
     pub connect_timeout: Duration,
+    /// How often the connection is probed while it is silent; it counts as lost after the third probe
+    /// without an answer.
+    pub ping_interval: Duration,
 }
 
 impl NatsOptions {
@@ -71,6 +89,7 @@ impl NatsOptions {
             inbox_prefix: credentials.inbox_prefix.clone(),
             name: name.into(),
             connect_timeout: Duration::from_secs(5),
+            ping_interval: PING_INTERVAL,
         }
     }
 }
@@ -137,6 +156,8 @@ pub struct NatsBus {
     client: Client,
     health: watch::Receiver<BusHealth>,
     violations: broadcast::Sender<Violation>,
+    /// Messages that found no room on the way to their subscription.
+    losses: Arc<AtomicU64>,
     requests: Requests,
 }
 
@@ -185,39 +206,44 @@ impl NatsBus {
     /// # Errors
     /// As [`NatsBus::connect`].
     pub async fn connect_lanes(options: &NatsOptions) -> Result<Lanes, ConnectError> {
-        let lane = |what: &str| {
+        let lane = |what: &str, ping_interval| {
             let name = format!("{}/{what}", options.name);
-            Self::connect(NatsOptions { name, ..options.clone() })
+            Self::connect(NatsOptions { name, ping_interval, ..options.clone() })
         };
         Ok(Lanes {
-            control: lane("control").await?,
-            raft: lane("raft").await?,
-            bulk: lane("bulk").await?,
+            control: lane("control", PING_INTERVAL_BESIDE).await?,
+            raft: lane("raft", options.ping_interval).await?,
+            bulk: lane("bulk", PING_INTERVAL_BESIDE).await?,
         })
     }
 
     async fn connect_once(options: &NatsOptions) -> Result<Self, async_nats::ConnectError> {
         let (health_sender, health) = watch::channel(BusHealth::Connected);
+        let losses = Arc::<AtomicU64>::default();
         let (violations, _) = broadcast::channel(VIOLATIONS_CAPACITY);
         let (name, violation_sender) = (options.name.clone(), violations.clone());
+        let lost = losses.clone();
         let client =
             ConnectOptions::with_user_and_password(options.user.clone(), options.password.clone())
                 .name(&options.name)
                 .custom_inbox_prefix(&options.inbox_prefix)
                 .connection_timeout(options.connect_timeout.min(Duration::from_secs(2)))
-                .ping_interval(PING_INTERVAL)
-                .subscription_capacity(SUBSCRIPTION_CAPACITY)
+                .ping_interval(options.ping_interval)
+                .subscription_capacity(HANDED_OVER_MAX)
                 .client_capacity(OUTGOING_CAPACITY)
                 .max_reconnects(None)
                 .reconnect_delay_callback(reconnect_delay)
                 .event_callback(move |event| {
+                    if matches!(event, Event::SlowConsumer(_)) {
+                        lost.fetch_add(1, Ordering::Release);
+                    }
                     on_event(&name, event, &health_sender, &violation_sender);
                     async {}
                 })
                 .connect(&options.url)
                 .await?;
         let requests = Requests::subscribe(&client).await.map_err(|_| ConnectErrorKind::Io)?;
-        Ok(Self { client, health, violations, requests })
+        Ok(Self { client, health, violations, losses, requests })
     }
 
     fn check(&self, payload: &Bytes) -> Result<(), BusError> {
@@ -323,7 +349,8 @@ impl Bus for NatsBus {
     }
 
     async fn subscribe(&self, pattern: &SubjectPattern) -> Result<Subscription, BusError> {
-        subscribe::confirmed(&self.client, self.violations.subscribe(), pattern).await
+        let losses = Losses::of_connection(self.losses.clone());
+        subscribe::confirmed(&self.client, self.violations.subscribe(), pattern, losses).await
     }
 
     /// What the broker takes, less the room for the envelope's headers.

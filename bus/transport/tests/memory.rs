@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use callboard_protocol::{ActorKind, ClusterId, Envelope, Subject, SubjectPattern};
 use callboard_transport::{
-    Bus, BusError, BusHealth, FaultPlan, MemoryNet,
+    Bus, BusError, BusHealth, FaultPlan, MemoryNet, SUBSCRIPTION_CAPACITY,
     memory::{Delivery, Fate},
 };
 
@@ -185,4 +185,21 @@ fn a_plan_is_read_from_toml_and_checked_whole() {
     let bad = FaultPlan { drop_probability: 2.0, delay_min_ms: 5, payload_max: 0, ..plan };
     let bad = FaultPlan { delay_max_ms: 1, ..bad };
     assert_eq!(bad.validate().unwrap_err().0.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_too_slow_is_told_once_that_it_lost_messages() {
+    let net = MemoryNet::new(1, FaultPlan::default());
+    let (slow, sender) = (net.connect("slow"), net.connect("sender"));
+    let mut heard = slow.subscribe(&verbs("a")).await.unwrap();
+    for n in 0..=SUBSCRIPTION_CAPACITY as u64 {
+        sender.publish(&subject("a", "b"), &Envelope::default(), body(n)).await.unwrap();
+    }
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(number(&heard.next().await.unwrap().payload), 0);
+    assert!(heard.has_lost());
+    for n in 1..SUBSCRIPTION_CAPACITY as u64 {
+        assert_eq!(number(&heard.next().await.unwrap().payload), n);
+        assert!(!heard.has_lost());
+    }
 }

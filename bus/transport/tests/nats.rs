@@ -282,6 +282,7 @@ async fn a_broker_that_is_down_is_named_with_a_next_step() {
         inbox_prefix: "_INBOX.u".to_owned(),
         name: "test".to_owned(),
         connect_timeout: Duration::from_millis(200),
+        ping_interval: Duration::from_secs(1),
     };
     let error = NatsBus::connect(options.clone()).await.unwrap_err().to_string();
     assert!(error.contains("is the cluster up? try `callboard up`"), "{error}");

@@ -143,6 +143,18 @@ def test_a_revoked_token_closes_its_websockets_at_once_and_no_others(cluster, ga
     gateway.ask("GET", "/api", revoked).refuses(401)
 
 
+def test_a_token_that_expires_closes_its_websockets_and_no_others(gateway):
+    kept = gateway.token("mallory")
+    kernel = gateway.start_kernel(kept)
+    # Long enough to begin with, on a busy machine as well.
+    expiring = gateway.token("mallory", "--expires-in", "10s")
+    with channels(gateway, kernel, expiring) as closing, channels(gateway, kernel, kept) as staying:
+        ask(closing, request("kernel_info_request", {}))
+        code, reason = closed_with(closing)
+        assert (code, "not valid" in reason) == (1008, True)
+        ask(staying, request("kernel_info_request", {}))
+
+
 def test_a_viewer_changes_nothing(gateway):
     owner = gateway.token("vera")
     kernel = gateway.start_kernel(owner)

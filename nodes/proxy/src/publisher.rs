@@ -8,7 +8,10 @@ use std::{
     collections::HashMap,
     io,
     os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,6 +34,8 @@ use crate::{
 const WAITING_MAX: usize = 10_000;
 /// How long all wait for a subscriber with so many messages, before it is let go.
 const STALL_MAX: Duration = Duration::from_secs(2);
+/// How long a reply is held at most.
+const HELD_MAX: Duration = Duration::from_secs(60);
 /// Messages that a subscriber may have to take yet while it hears that their cell is over: programs
 /// wait a few seconds for the rest, in which they take thousands.
 const BEHIND_MAX: u64 = 100;
@@ -56,13 +61,25 @@ struct Subscriber {
     /// Messages that it was given ever, and how many of them it took.
     given: u64,
     taken: watch::Receiver<u64>,
+    /// How many it had taken when it was last waited for in vain.
+    stalled: Arc<AtomicU64>,
 }
 
 /// Subscribers that have yet to take what they were given.
 #[derive(Debug)]
 pub(crate) struct Behind {
-    waited_for: Vec<(u64, watch::Receiver<u64>)>,
-    moved: Instant,
+    waited_for: Vec<Awaited>,
+    /// When somebody was waited for first.
+    began: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Awaited {
+    given: u64,
+    taken: watch::Receiver<u64>,
+    stalled: Arc<AtomicU64>,
+    /// When it took something last.
+    moved: Option<Instant>,
 }
 
 impl Behind {
@@ -71,17 +88,23 @@ impl Behind {
     }
 
     /// Waits until they have taken nearly all of it. One that takes nothing for a while is not waited
-    /// for. Safe to cancel.
+    /// for, and nobody for long. Safe to cancel.
     pub(crate) async fn caught_up(&mut self) {
-        while let Some((given, taken)) = self.waited_for.last_mut() {
-            if *taken.borrow_and_update() + BEHIND_MAX >= *given {
-                self.waited_for.pop();
-                continue;
+        let end = *self.began.get_or_insert_with(Instant::now) + HELD_MAX;
+        while let Some(Awaited { given, taken, stalled, moved }) = self.waited_for.last_mut() {
+            let has = *taken.borrow_and_update();
+            if has + BEHIND_MAX < *given {
+                let until = *moved.get_or_insert_with(Instant::now) + STALL_MAX;
+                match timeout_at(until.min(end), taken.changed()).await {
+                    Ok(Ok(())) => {
+                        *moved = None;
+                        continue;
+                    }
+                    Ok(Err(_)) => {}
+                    Err(_) => stalled.store(has, Ordering::Relaxed),
+                }
             }
-            if !matches!(timeout_at(self.moved + STALL_MAX, taken.changed()).await, Ok(Ok(()))) {
-                self.waited_for.pop();
-            }
-            self.moved = Instant::now();
+            self.waited_for.pop();
         }
     }
 }
@@ -140,10 +163,15 @@ impl Publisher {
     /// Who is far behind what was published until now.
     pub(crate) fn behind(&self) -> Behind {
         let subscribers = locked(&self.subscribers);
-        let is_behind = |it: &&Subscriber| *it.taken.borrow() + BEHIND_MAX < it.given;
-        let behind = subscribers.values().filter(is_behind);
-        let waited_for = behind.map(|it| (it.given, it.taken.clone())).collect();
-        Behind { waited_for, moved: Instant::now() }
+        let is_behind = |it: &&Subscriber| {
+            let taken = *it.taken.borrow();
+            taken + BEHIND_MAX < it.given && taken != it.stalled.load(Ordering::Relaxed)
+        };
+        let waited_for = subscribers.values().filter(is_behind).map(|it| {
+            let (taken, stalled) = (it.taken.clone(), it.stalled.clone());
+            Awaited { given: it.given, taken, stalled, moved: None }
+        });
+        Behind { waited_for: waited_for.collect(), began: None }
     }
 }
 
@@ -219,7 +247,8 @@ async fn serve(
     .await??;
     let (queue, mut waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
     let (took, taken) = watch::channel(0);
-    let subscriber = Subscriber { topics: Vec::new(), queue, given: 0, taken };
+    let stalled = Arc::new(AtomicU64::new(u64::MAX));
+    let subscriber = Subscriber { topics: Vec::new(), queue, given: 0, taken, stalled };
     locked(subscribers).insert(number, subscriber);
     let write = async {
         // Ends once the subscriber is let go: nothing else holds the sending end.

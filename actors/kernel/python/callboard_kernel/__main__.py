@@ -37,24 +37,36 @@ def run() -> None:
     """Runs the kernel that `sys.argv` asks for, until it ends."""
     # A shell starts what runs in the background with interrupts ignored, and Python leaves it so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    import zmq
     from ipykernel.kernelapp import IPKernelApp
     from traitlets.config import Config
 
     from callboard_kernel.kernel import CallboardKernel
 
     class Application(IPKernelApp):
-        """ipykernel's application with one shell thread, and no hints for people at a terminal."""
+        """ipykernel's application with one shell thread, outputs that are never dropped, and no hints for
+        people at a terminal."""
 
         def init_control(self, context: Any) -> None:
             """Leaves out the thread that would hand requests to subshells."""
             super().init_control(context)
             self.shell_channel_thread = None
 
+        def _bind_socket(self, socket: Any, port: int) -> Any:
+            """Has outputs wait for a busy node; ZeroMQ would drop what is over its mark without a word."""
+            if socket.socket_type == zmq.XPUB:
+                socket.setsockopt(zmq.XPUB_NODROP, 1)
+            elif socket.socket_type == zmq.PUB:
+                # That of an older ipykernel; it cannot wait.
+                socket.set_hwm(0)
+            return super()._bind_socket(socket, port)
+
         def log_connection_info(self) -> None:
             """The node knows the connection file; nobody reads this."""
 
     # A session's history travels with it. IPython's own is one file on one machine, for all kernels.
-    config = Config({"HistoryManager": {"hist_file": ":memory:"}})
+    outputs = {"outstream_class": "callboard_kernel.streams.CellStream"}
+    config = Config({"HistoryManager": {"hist_file": ":memory:"}, "IPKernelApp": outputs})
     Application.launch_instance(kernel_class=CallboardKernel, config=config)
 
 

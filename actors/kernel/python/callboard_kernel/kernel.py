@@ -99,10 +99,12 @@ class CallboardKernel(IPythonKernel):
                 # It came before the code ran, or after: ipykernel answers only one in between.
                 self._answer_interrupted(stream, ident, parent)
             finally:
-                if stream is not None and hasattr(stream, "flush"):
-                    stream.flush(zmq.POLLOUT)
-                self._say_idle_early(parent)
-                self._capture(parent["header"]["msg_id"])
+                try:
+                    if stream is not None and hasattr(stream, "flush"):
+                        stream.flush(zmq.POLLOUT)
+                    self._say_idle_early(parent)
+                finally:
+                    self._capture(parent["header"]["msg_id"])
 
         return handle
 

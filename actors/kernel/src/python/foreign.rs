@@ -22,8 +22,8 @@ use super::{
     directory::SessionConfig,
     isolation::SessionUser,
     launch::{SocketDirectory, probe, set_isolated, spawn_logged, write_connection},
-    process::{LaunchError, Order, STATE_SOCKET_VARIABLE},
-    sockets::Sockets,
+    process::{Attended, LaunchError, Order, STATE_SOCKET_VARIABLE},
+    sockets::{FromKernel, Sockets},
     supervised::{Supervised, prepare},
 };
 use crate::running_cell::{IopubKind, classify};
@@ -78,7 +78,7 @@ pub struct ForeignKernel {
 pub(super) struct Foreign {
     process: Supervised,
     sockets: Sockets,
-    from_kernel: mpsc::UnboundedReceiver<JupyterMessage>,
+    from_kernel: mpsc::UnboundedReceiver<FromKernel>,
     interrupt_mode: InterruptMode,
 }
 
@@ -116,7 +116,7 @@ impl Foreign {
         let prefix = process.sockets();
         let connecting = async {
             let (sender, mut from_kernel) = mpsc::unbounded_channel();
-            let sockets = Sockets::connect(&prefix, &key, sender)
+            let sockets = Sockets::connect(&prefix, &key, sender, None)
                 .await
                 .map_err(|error| LaunchError::Socket(error.to_string()))?;
             probe(&sockets, &mut from_kernel).await;
@@ -128,8 +128,25 @@ impl Foreign {
         Ok((Self { process, sockets, from_kernel, interrupt_mode }, hello))
     }
 
-    /// Carries orders and messages until the process ends; returns how it did.
-    pub(super) async fn serve(
+    async fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Send(message) => self.sockets.send(message),
+            Order::Interrupt => match self.interrupt_mode {
+                InterruptMode::Signal => {
+                    let _ = killpg(self.process.pid, Signal::SIGINT);
+                }
+                InterruptMode::Message => self.sockets.send(interrupt_request()),
+            },
+            Order::End(cause) => self.process.end_because(cause),
+            Order::Kill => self.process.kill().await,
+            // It was configured before it was started.
+            Order::Restore { .. } | Order::Configure(_) => {}
+        }
+    }
+}
+
+impl Attended for Foreign {
+    async fn serve(
         mut self,
         mut orders: mpsc::UnboundedReceiver<Order>,
         events: &mpsc::UnboundedSender<PythonEvent>,
@@ -147,9 +164,9 @@ impl Foreign {
                     }
                     order => self.carry_out(order).await,
                 },
-                Some(message) = self.from_kernel.recv() => {
-                    let over = request_that_is_over(&message);
-                    let is_heard = events.send(PythonEvent::Jupyter(message)).is_ok();
+                Some(heard) = self.from_kernel.recv() => {
+                    let over = request_that_is_over(&heard.message);
+                    let is_heard = events.send(PythonEvent::Jupyter(heard)).is_ok();
                     if let Some(msg_id) = over {
                         let nothing = Captured { msg_id, ..Captured::default() };
                         let _ = events.send(PythonEvent::Captured(nothing));
@@ -159,22 +176,6 @@ impl Foreign {
                     }
                 }
             }
-        }
-    }
-
-    async fn carry_out(&mut self, order: Order) {
-        match order {
-            Order::Send(message) => self.sockets.send(message),
-            Order::Interrupt => match self.interrupt_mode {
-                InterruptMode::Signal => {
-                    let _ = killpg(self.process.pid, Signal::SIGINT);
-                }
-                InterruptMode::Message => self.sockets.send(interrupt_request()),
-            },
-            Order::End(cause) => self.process.end_because(cause),
-            Order::Kill => self.process.kill().await,
-            // It was configured before it was started.
-            Order::Restore { .. } | Order::Configure(_) => {}
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     isolation::{SessionUser, give},
     process::LaunchError,
-    sockets::{CONTROL, HEARTBEAT, IOPUB, SHELL, STDIN, Sockets},
+    sockets::{CONTROL, FromKernel, HEARTBEAT, IOPUB, SHELL, STDIN, Sockets},
 };
 
 /// Says that the process will be given a uid of its own.
@@ -110,10 +110,7 @@ pub(super) fn spawn_logged(
 }
 
 /// Asks until an answer and its `idle` status arrive, so that no output can be missed after.
-pub(super) async fn probe(
-    sockets: &Sockets,
-    received: &mut mpsc::UnboundedReceiver<JupyterMessage>,
-) {
+pub(super) async fn probe(sockets: &Sockets, received: &mut mpsc::UnboundedReceiver<FromKernel>) {
     let (mut has_reply, mut has_status) = (false, false);
     while !(has_reply && has_status) {
         let msg_id = uuid::Uuid::new_v4().to_string();
@@ -126,7 +123,7 @@ pub(super) async fn probe(
         sockets.send(JupyterMessage::own(Channel::Shell, header, &json!({})));
         (has_reply, has_status) = (false, false);
         let answered = async {
-            while let Some(message) = received.recv().await {
+            while let Some(FromKernel { message, .. }) = received.recv().await {
                 if message.parent_msg_id().as_deref() == Some(msg_id.as_str()) {
                     has_reply |= message.channel == Channel::Shell;
                     has_status |= message.channel == Channel::Iopub

@@ -30,12 +30,11 @@ pub use package::{PackageError, unpack_package};
 pub use plain::PlainKernel;
 pub use pool::{PythonPool, Taken};
 pub use process::{LaunchError, PythonConfig, PythonProcess};
+pub use sockets::FromKernel;
 pub use state_socket::{
     Captured, CapturedGroup, CapturedPart, Hello, PartPatch, RestoreGroup, Restored,
 };
 pub use zygote::{Zygote, ZygoteStatus};
-
-use callboard_protocol::jupyter::JupyterMessage;
 
 /// A program that prints the environment of the interpreter that runs it, as JSON.
 pub const ENVIRONMENT_PROGRAM: &str = include_str!("../../python/callboard_kernel/environment.py");
@@ -48,7 +47,7 @@ pub enum PythonEvent {
     /// It could not be brought up; it is gone.
     NotReady(LaunchError),
     /// A message for the front-ends: output, status, reply or question for input.
-    Jupyter(JupyterMessage),
+    Jupyter(FromKernel),
     /// A request that may have run user code is over and its state was captured.
     Captured(Captured),
     /// Capturing takes long.

@@ -13,7 +13,7 @@ use super::{
     child::KernelChild,
     launch::{SocketDirectory, probe, spawn},
     process::LaunchError,
-    sockets::Sockets,
+    sockets::{FromKernel, Sockets},
     supervised::{READY_WITHIN, ended},
 };
 use crate::running_cell::{IopubKind, classify};
@@ -24,7 +24,7 @@ use crate::running_cell::{IopubKind, classify};
 pub struct PlainKernel {
     child: KernelChild,
     sockets: Sockets,
-    from_kernel: mpsc::UnboundedReceiver<JupyterMessage>,
+    from_kernel: mpsc::UnboundedReceiver<FromKernel>,
     directory: SocketDirectory,
 }
 
@@ -40,7 +40,7 @@ impl PlainKernel {
         let mut child = KernelChild::Started(child);
         let connecting = async {
             let (sender, mut from_kernel) = mpsc::unbounded_channel();
-            let sockets = Sockets::connect(&directory.prefix(), &key, sender)
+            let sockets = Sockets::connect(&directory.prefix(), &key, sender, None)
                 .await
                 .map_err(|error| LaunchError::Socket(error.to_string()))?;
             probe(&sockets, &mut from_kernel).await;
@@ -85,7 +85,7 @@ impl PlainKernel {
         let (mut reply, mut is_idle) = (None, false);
         loop {
             let message = tokio::select! {
-                Some(message) = self.from_kernel.recv() => message,
+                Some(heard) = self.from_kernel.recv() => heard.message,
                 _ = self.child.wait() => {
                     return Err(ended(&mut self.child, &self.directory).await);
                 }

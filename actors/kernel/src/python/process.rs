@@ -16,7 +16,7 @@ use super::{
     directory::SessionConfig,
     foreign::Foreign,
     launch::{SocketDirectory, probe, set_isolated, spawn, write_connection},
-    sockets::Sockets,
+    sockets::{FromKernel, OUTPUTS_MAX, Sockets},
     state_socket::{self, FromPython, Hello, PROTOCOL_VERSION, RestoreGroup},
     supervised::{READY_WITHIN, Supervised, prepare},
     zygote::{ForkRequest, Zygote},
@@ -122,20 +122,8 @@ impl PythonProcess {
         zygote: Option<Zygote>,
         nice: i32,
     ) -> (Self, mpsc::UnboundedReceiver<PythonEvent>) {
-        let (orders, order_queue) = mpsc::unbounded_channel();
-        let (events, event_queue) = mpsc::unbounded_channel();
         let run_dir = run_dir.to_owned();
-        tokio::spawn(async move {
-            let last = match Running::start(&config, &run_dir, zygote, nice).await {
-                Ok((running, hello)) => {
-                    let _ = events.send(PythonEvent::Ready(hello));
-                    running.serve(order_queue, &events).await
-                }
-                Err(error) => PythonEvent::NotReady(error),
-            };
-            let _ = events.send(last);
-        });
-        (Self { orders }, event_queue)
+        Self::attend(async move { Running::start(&config, &run_dir, zygote, nice).await })
     }
 
     /// Starts the process of a kernel of another language, which is not to be configured. Its first and
@@ -145,11 +133,17 @@ impl PythonProcess {
         run_dir: &Path,
         kernel: ForeignKernel,
     ) -> (Self, mpsc::UnboundedReceiver<PythonEvent>) {
+        let run_dir = run_dir.to_owned();
+        Self::attend(async move { Foreign::start(&config, &run_dir, &kernel).await })
+    }
+
+    fn attend<A: Attended>(
+        starting: impl Future<Output = Result<(A, Hello), LaunchError>> + Send + 'static,
+    ) -> (Self, mpsc::UnboundedReceiver<PythonEvent>) {
         let (orders, order_queue) = mpsc::unbounded_channel();
         let (events, event_queue) = mpsc::unbounded_channel();
-        let run_dir = run_dir.to_owned();
         tokio::spawn(async move {
-            let last = match Foreign::start(&config, &run_dir, &kernel).await {
+            let last = match starting.await {
                 Ok((running, hello)) => {
                     let _ = events.send(PythonEvent::Ready(hello));
                     running.serve(order_queue, &events).await
@@ -193,10 +187,20 @@ impl PythonProcess {
     }
 }
 
+/// A process that is ready.
+pub(super) trait Attended: Send + 'static {
+    /// Carries orders and messages until the process ends; returns how it did.
+    fn serve(
+        self,
+        orders: mpsc::UnboundedReceiver<Order>,
+        events: &mpsc::UnboundedSender<PythonEvent>,
+    ) -> impl Future<Output = PythonEvent> + Send;
+}
+
 struct Running {
     process: Supervised,
     sockets: Sockets,
-    from_kernel: mpsc::UnboundedReceiver<JupyterMessage>,
+    from_kernel: mpsc::UnboundedReceiver<FromKernel>,
     from_python: mpsc::UnboundedReceiver<FromPython>,
     to_python: OwnedWriteHalf,
 }
@@ -227,7 +231,7 @@ impl Running {
             .map_err(socket_error)?;
             let mut from_python = read_states(BufReader::new(reader));
             let (sender, mut from_kernel) = mpsc::unbounded_channel();
-            let sockets = Sockets::connect(&prefix, &key, sender)
+            let sockets = Sockets::connect(&prefix, &key, sender, Some(OUTPUTS_MAX))
                 .await
                 .map_err(|error| LaunchError::Socket(error.to_string()))?;
             let hello = match from_python.recv().await {
@@ -247,40 +251,6 @@ impl Running {
         let ready = process.until_ready(connecting).await?;
         let (sockets, from_kernel, from_python, to_python, hello) = ready;
         Ok((Self { process, sockets, from_kernel, from_python, to_python }, hello))
-    }
-
-    /// Carries orders and messages until the process ends; returns how it did.
-    async fn serve(
-        mut self,
-        mut orders: mpsc::UnboundedReceiver<Order>,
-        events: &mpsc::UnboundedSender<PythonEvent>,
-    ) -> PythonEvent {
-        loop {
-            let event = tokio::select! {
-                biased;
-                status = self.process.child.wait() => {
-                    break PythonEvent::Exited { how: self.process.exited(status.ok()).await };
-                }
-                order = orders.recv() => {
-                    self.carry_out(order.unwrap_or(Order::Kill)).await;
-                    continue;
-                }
-                Some(message) = self.from_kernel.recv() => PythonEvent::Jupyter(message),
-                Some(message) = self.from_python.recv() => match message {
-                    FromPython::Captured(captured) => PythonEvent::Captured(captured),
-                    FromPython::Saving { msg_id } => PythonEvent::Saving { msg_id },
-                    FromPython::Restored(restored) => PythonEvent::Restored(restored),
-                    FromPython::Hello(_) => continue,
-                    FromPython::Error { message } => {
-                        tracing::warn!(%message, "the Python side reports a problem");
-                        continue;
-                    }
-                },
-            };
-            if events.send(event).is_err() {
-                self.carry_out(Order::Kill).await;
-            }
-        }
     }
 
     async fn carry_out(&mut self, order: Order) {
@@ -314,6 +284,41 @@ impl Running {
         self.process.confine(session)?;
         let user = prepare(session).await?;
         state_socket::write_session(&mut self.to_python, session, user.as_ref()).await
+    }
+}
+
+impl Attended for Running {
+    async fn serve(
+        mut self,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+        events: &mpsc::UnboundedSender<PythonEvent>,
+    ) -> PythonEvent {
+        loop {
+            let event = tokio::select! {
+                biased;
+                status = self.process.child.wait() => {
+                    break PythonEvent::Exited { how: self.process.exited(status.ok()).await };
+                }
+                order = orders.recv() => {
+                    self.carry_out(order.unwrap_or(Order::Kill)).await;
+                    continue;
+                }
+                Some(heard) = self.from_kernel.recv() => PythonEvent::Jupyter(heard),
+                Some(message) = self.from_python.recv() => match message {
+                    FromPython::Captured(captured) => PythonEvent::Captured(captured),
+                    FromPython::Saving { msg_id } => PythonEvent::Saving { msg_id },
+                    FromPython::Restored(restored) => PythonEvent::Restored(restored),
+                    FromPython::Hello(_) => continue,
+                    FromPython::Error { message } => {
+                        tracing::warn!(%message, "the Python side reports a problem");
+                        continue;
+                    }
+                },
+            };
+            if events.send(event).is_err() {
+                self.carry_out(Order::Kill).await;
+            }
+        }
     }
 }
 

@@ -1,19 +1,34 @@
 //! The ZeroMQ sockets to one ipykernel: shell, control, stdin out and in, iopub in.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use callboard_protocol::{
     jupyter::{Channel, JupyterMessage},
     zmq::SigningKey,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+};
 use zeromq::{
     DealerSocket, Socket, SocketOptions, SocketRecv, SocketSend, SubSocket, ZmqError, ZmqMessage,
     util::PeerIdentity,
 };
 
 const CONNECT_POLL: Duration = Duration::from_millis(5);
+/// Outputs that may be on their way through this node at a time, from a kernel whose others wait for
+/// that: most sockets drop what nobody takes.
+pub(super) const OUTPUTS_MAX: usize = 1_000;
+
+/// A message of a kernel.
+#[derive(Debug)]
+pub struct FromKernel {
+    /// The message.
+    pub message: JupyterMessage,
+    /// Makes room for another output once it is dropped.
+    pub room: Option<OwnedSemaphorePermit>,
+}
 
 /// Numbers of the sockets in the connection file; with the `ipc` transport they end the path.
 pub(super) const SHELL: u16 = 1;
@@ -33,11 +48,13 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Connects to a kernel that is starting; waits until its sockets exist.
+    /// Connects to a kernel that is starting; waits until its sockets exist. Takes no more than
+    /// `outputs_max` outputs at a time, if there is such a limit.
     pub(super) async fn connect(
         prefix: &Path,
         key: &SigningKey,
-        received: mpsc::UnboundedSender<JupyterMessage>,
+        received: mpsc::UnboundedSender<FromKernel>,
+        outputs_max: Option<usize>,
     ) -> Result<Self, ZmqError> {
         let identity = uuid::Uuid::new_v4().simple().to_string();
         let mut tasks = JoinSet::new();
@@ -46,10 +63,16 @@ impl Sockets {
         iopub.subscribe("").await?;
         let (key_in, to) = (key.clone(), received.clone());
         tasks.spawn(async move {
-            while let Ok(frames) = iopub.recv().await {
+            let outputs = outputs_max.map(|max| Arc::new(Semaphore::new(max)));
+            loop {
+                let room = match &outputs {
+                    Some(outputs) => outputs.clone().acquire_owned().await.ok(),
+                    None => None,
+                };
+                let Ok(frames) = iopub.recv().await else { break };
                 let decoded = key_in.decode(Channel::Iopub, frames.into_vec());
                 let Ok((_, message)) = decoded else { continue };
-                if to.send(message).is_err() {
+                if to.send(FromKernel { message, room }).is_err() {
                     break;
                 }
             }
@@ -105,7 +128,7 @@ fn serve(
     socket: DealerSocket,
     channel: Channel,
     key: SigningKey,
-    received: mpsc::UnboundedSender<JupyterMessage>,
+    received: mpsc::UnboundedSender<FromKernel>,
 ) -> mpsc::UnboundedSender<JupyterMessage> {
     let (mut sink, mut source) = socket.split();
     let (sender, mut outgoing) = mpsc::unbounded_channel::<JupyterMessage>();
@@ -122,7 +145,7 @@ fn serve(
     tasks.spawn(async move {
         while let Ok(frames) = source.recv().await {
             let Ok((_, message)) = key.decode(channel, frames.into_vec()) else { continue };
-            if received.send(message).is_err() {
+            if received.send(FromKernel { message, room: None }).is_err() {
                 break;
             }
         }

@@ -494,6 +494,11 @@ impl ReplicaState {
     }
 
     async fn stop(&mut self, purge: bool) {
+        if !self.lingering.is_empty() && !purge {
+            self.flush();
+            // Commits take a few milliseconds.
+            tokio::time::sleep(COMMIT_LINGER).await;
+        }
         self.tasks.abort();
         self.feeds.abort();
         if let Some(spreading) = self.spreading.take() {

@@ -10,7 +10,7 @@ use callboard_protocol::{
 use super::ReplicaState;
 use crate::{
     aborted,
-    python::PythonEvent,
+    python::{FromKernel, PythonEvent},
     running_cell::{IopubKind, PlacedOutput, classify},
     said,
 };
@@ -23,7 +23,10 @@ impl ReplicaState {
                 tracing::debug!(python = %hello.python, "Python is warm");
                 self.step(Input::PythonWarm);
             }
-            PythonEvent::Jupyter(message) => self.heard(message),
+            PythonEvent::Jupyter(FromKernel { message, room }) => {
+                self.heard(message);
+                self.publisher.release(room);
+            }
             PythonEvent::Captured(captured) => {
                 let groups = captured.upsert.iter();
                 self.note_imported(groups.map(|it| (it.group.as_str(), it.first_whole())));

@@ -120,9 +120,19 @@ impl Channels {
 
     fn on_fetched(&mut self, fetched: Result<Outputs, Fault>) {
         self.is_fetching = false;
-        let before = self.stream.mark();
+        let fell = std::mem::take(&mut self.fell_while_fetching);
+        let (before, was_behind) = (self.stream.mark(), self.stream.is_behind());
         match fetched {
-            Ok(outputs) => self.stream.on_fetched(outputs),
+            Ok(outputs) => {
+                self.stream.on_fetched(outputs);
+                if fell {
+                    self.stream.fall_behind();
+                }
+                if was_behind && !self.stream.is_behind() {
+                    // Answers, and the ends of cells, may have been lost with the outputs.
+                    self.requests.remind();
+                }
+            }
             Err(fault) => tracing::debug!(%fault, "missing outputs cannot be fetched yet"),
         }
         let pause = if self.stream.mark() == before { FETCH_PAUSE } else { Duration::ZERO };

@@ -78,6 +78,8 @@ pub struct Channels {
     has_begun: bool,
     stream: Stream,
     is_fetching: bool,
+    /// What is being fetched began before the last messages were lost.
+    fell_while_fetching: bool,
     fetch_at: Instant,
     requests: Requests,
     /// When something is due that was planned, and whether that may be otherwise by now.
@@ -114,6 +116,7 @@ impl Channels {
             has_begun: false,
             stream: Stream::default(),
             is_fetching: false,
+            fell_while_fetching: false,
             fetch_at: Instant::now(),
             requests: Requests::default(),
             wake: None,
@@ -206,7 +209,7 @@ impl Channels {
         if self.events.take().is_some() {
             self.has_news = true;
             self.is_subscribing = false;
-            self.stream.fall_behind();
+            self.fall_behind();
             self.requests.remind();
         }
     }
@@ -264,8 +267,21 @@ impl Channels {
             }
             () = at(wake) => {}
         }
+        self.look_for_losses();
         self.has_news = true;
         Ok(())
+    }
+
+    /// Has what the bus had no room for read from the kernel's log.
+    fn look_for_losses(&mut self) {
+        if self.events.as_mut().is_some_and(Subscription::has_lost) {
+            self.fall_behind();
+        }
+    }
+
+    fn fall_behind(&mut self) {
+        self.stream.fall_behind();
+        self.fell_while_fetching |= self.is_fetching;
     }
 
     /// Begins what is due.

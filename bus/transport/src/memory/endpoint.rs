@@ -15,7 +15,8 @@ use tokio::{
 
 use super::Shared;
 use crate::bus::{
-    Bus, BusError, BusHealth, INBOX_ROOT, Message, ReplyTo, SUBSCRIPTION_CAPACITY, Subscription,
+    Bus, BusError, BusHealth, INBOX_ROOT, Losses, Message, ReplyTo, SUBSCRIPTION_CAPACITY,
+    Subscription,
 };
 
 #[derive(Debug)]
@@ -150,8 +151,9 @@ impl Bus for MemoryBus {
     async fn subscribe(&self, pattern: &SubjectPattern) -> Result<Subscription, BusError> {
         self.check(&Bytes::new())?;
         let (sender, receiver) = mpsc::channel(SUBSCRIPTION_CAPACITY);
-        self.shared.lock().listen(self.connection, pattern.clone(), sender);
-        Ok(Subscription::new(receiver))
+        let losses = Losses::default();
+        self.shared.lock().listen(self.connection, pattern.clone(), sender, losses.clone());
+        Ok(Subscription::new(receiver, losses))
     }
 
     fn payload_max(&self) -> usize {

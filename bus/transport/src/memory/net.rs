@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::FaultPlan;
-use crate::bus::{BusHealth, Message};
+use crate::bus::{BusHealth, Losses, Message};
 
 /// What became of one copy of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,7 @@ struct Listener {
     connection: u64,
     pattern: SubjectPattern,
     sender: mpsc::Sender<Message>,
-    lost: u64,
+    losses: Losses,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -219,10 +219,11 @@ impl Net {
         connection: u64,
         pattern: SubjectPattern,
         sender: mpsc::Sender<Message>,
+        losses: Losses,
     ) {
         self.listeners.retain(|_, listener| !listener.sender.is_closed());
         let id = self.id();
-        self.listeners.insert(id, Listener { connection, pattern, sender, lost: 0 });
+        self.listeners.insert(id, Listener { connection, pattern, sender, losses });
     }
 
     pub(super) fn open_inbox(&mut self, connection: u64) -> (u64, oneshot::Receiver<Message>) {
@@ -322,11 +323,7 @@ impl Net {
                     Ok(()) => Fate::Delivered,
                     Err(mpsc::error::TrySendError::Closed(_)) => Fate::Unread,
                     Err(mpsc::error::TrySendError::Full(_)) => {
-                        listener.lost += 1;
-                        if listener.lost.is_power_of_two() {
-                            let (pattern, lost) = (&listener.pattern, listener.lost);
-                            tracing::warn!(%pattern, lost, "a slow subscription loses messages");
-                        }
+                        listener.losses.count(&listener.pattern);
                         Fate::Overflowed
                     }
                 }

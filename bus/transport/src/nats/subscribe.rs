@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{Violation, disconnected, grants, headers};
-use crate::bus::{BusError, Message, SUBSCRIPTION_CAPACITY, Subscription};
+use crate::bus::{BusError, Losses, Message, SUBSCRIPTION_CAPACITY, Subscription};
 
 /// How long a subscription may take to be confirmed.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +28,7 @@ pub(super) async fn confirmed(
     client: &Client,
     mut violations: broadcast::Receiver<Violation>,
     pattern: &SubjectPattern,
+    losses: Losses,
 ) -> Result<Subscription, BusError> {
     if client.connection_state() != State::Connected {
         return Err(disconnected());
@@ -61,8 +62,8 @@ pub(super) async fn confirmed(
         }
     }
     let (sender, receiver) = mpsc::channel(SUBSCRIPTION_CAPACITY);
-    tokio::spawn(forward(subject, subscriber, sender, violations));
-    Ok(Subscription::new(receiver))
+    tokio::spawn(forward(subject, subscriber, sender, losses.clone(), violations));
+    Ok(Subscription::new(receiver, losses))
 }
 
 async fn echo(client: &Client, inbox: &str, echoes: &mut Subscriber) -> Result<(), BusError> {
@@ -81,6 +82,7 @@ async fn forward(
     pattern: String,
     mut subscriber: Subscriber,
     sender: mpsc::Sender<Message>,
+    losses: Losses,
     mut violations: broadcast::Receiver<Violation>,
 ) {
     let refusal = async {
@@ -93,7 +95,6 @@ async fn forward(
         }
     };
     let mut refusal = pin!(refusal);
-    let mut lost: u64 = 0;
     loop {
         let message = tokio::select! {
             biased;
@@ -107,14 +108,9 @@ async fn forward(
             continue;
         };
         match sender.try_send(headers::to_message(subject, message)) {
-            Ok(()) => lost = 0,
+            Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(_)) => return,
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                lost += 1;
-                if lost.is_power_of_two() {
-                    tracing::warn!(pattern, lost, "a slow subscription loses messages");
-                }
-            }
+            Err(mpsc::error::TrySendError::Full(_)) => losses.count(&pattern),
         }
     }
 }

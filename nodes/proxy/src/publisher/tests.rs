@@ -118,6 +118,8 @@ async fn a_subscriber_that_takes_nothing_is_not_waited_for() {
     let mut behind = publisher.behind();
     timeout(STALL_MAX * 5, behind.caught_up()).await.unwrap();
     assert!(behind.is_nobody());
+    // Nor again, before it takes something.
+    assert!(publisher.behind().is_nobody());
 }
 
 #[tokio::test]
