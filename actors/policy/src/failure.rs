@@ -68,7 +68,7 @@ pub struct NodeView {
 }
 
 /// Beats of a process's life within which all that it ran before has come back, or will not.
-const BEATS_TO_SETTLE: u64 = 10;
+const BEATS_TO_SETTLE: u64 = 12;
 
 impl NodeView {
     /// Whether it has been heard so often in its present life that what is not back does not come

@@ -23,6 +23,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -161,10 +162,18 @@ fn targets(cluster: &Cluster, victim: &str, from: &str) -> Value {
 }
 
 fn attack(cluster: &Cluster, victim: &str, from: &str) {
-    let told = targets(cluster, victim, from);
+    // The nodes' stocks of processes, whose sockets are among them, fill after a kernel was started.
+    let end = Instant::now() + Duration::from_secs(60);
     let kinds = ["pids", "files", "directories", "sockets"];
-    let count = kinds.map(|kind| told[kind].as_array().unwrap().len());
-    assert!(count[0] >= 7 && count[1] > 30 && count[2] > 20 && count[3] > 10, "{count:?}");
+    let (told, count) = loop {
+        let told = targets(cluster, victim, from);
+        let count = kinds.map(|kind| told[kind].as_array().unwrap().len());
+        if count[0] >= 7 && count[1] > 30 && count[2] > 20 && count[3] > 10 {
+            break (told, count);
+        }
+        assert!(Instant::now() < end, "{count:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
     let literal = serde_json::to_string(&told.to_string()).unwrap();
     let ran = cluster.exec(from, &ATTACK.replace("TOLD", &literal));
     assert_eq!(ran.code, 0, "{ran:?}");
