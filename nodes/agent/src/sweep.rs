@@ -78,13 +78,19 @@ mod tests {
 
     use super::*;
 
+    /// A process that can be read: `spawn` returns as soon as `exec` has left the parent's memory,
+    /// and a moment later the kernel says where the new environment lies; until then it is empty.
     fn sleeper(mark: &Path) -> Child {
-        Command::new("sleep")
+        let sleeper = Command::new("sleep")
             .arg("600")
             .env("CALLBOARD_RUN", mark)
             .process_group(0)
             .spawn()
-            .unwrap()
+            .unwrap();
+        while fs::read(format!("/proc/{}/environ", sleeper.id())).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        sleeper
     }
 
     #[test]
