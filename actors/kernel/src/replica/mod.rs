@@ -18,6 +18,7 @@ mod limits;
 mod membership;
 mod needs;
 mod parking;
+mod proposing;
 mod python_events;
 mod queries;
 mod starting;
@@ -36,14 +37,10 @@ use callboard_policy::{
     terms::{Applied, Entry, Executor, Input, KernelLog, LoggedOutput, StateDelta},
 };
 use callboard_protocol::{
-    ReplicaId, Seq, Term,
-    control::KernelSpec,
-    environment::Environment,
-    kernel::{Level, SleepOffer},
+    ReplicaId, Seq, Term, control::KernelSpec, environment::Environment, kernel::SleepOffer,
 };
 use callboard_replicated::{Applied as GroupEvent, Group, ProposeError};
 use callboard_transport::{Message, ReplyTo};
-use futures::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::task::JoinHandle;
 
@@ -159,10 +156,6 @@ pub struct Stored {
     no_room: Option<(Vec<bytes::Bytes>, String)>,
 }
 
-/// How long the completion of a cell that was answered already waits for a request, so that one
-/// commit carries both. The next one comes while the state of this one is still captured, so it is
-/// as a rule the one after it: two of the quickest cells.
-const COMMIT_LINGER: Duration = Duration::from_millis(15);
 /// How long a request that nobody ordered is remembered; its sender has resent it by then.
 const REQUEST_KEPT: Duration = Duration::from_secs(15);
 
@@ -398,77 +391,6 @@ impl ReplicaState {
         }
     }
 
-    /// Puts an entry in the log; entries go in the order of the calls. The completion of a cell
-    /// that was answered already waits a moment, so that one commit carries it and the next request.
-    fn propose(&mut self, entry: Entry) {
-        if let Some(seq) = self.answered_by(&entry) {
-            self.lingering.push((seq, entry));
-            let me = self.me.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(COMMIT_LINGER).await;
-                tell(&me, Internal::Lingered(seq));
-            });
-            return;
-        }
-        self.flush();
-        self.propose_now(entry);
-    }
-
-    /// Puts the entries in the log that waited for company.
-    fn flush(&mut self) {
-        for (_, entry) in std::mem::take(&mut self.lingering) {
-            self.propose_now(entry);
-        }
-    }
-
-    /// The completion of a cell found no company, unless it is gone already. What came after it goes
-    /// along.
-    fn lingered(&mut self, seq: Seq) {
-        if self.lingering.first().is_some_and(|(first, _)| *first == seq) {
-            self.flush();
-        }
-    }
-
-    /// The cell of level `received` that an entry completes.
-    fn answered_by(&self, entry: &Entry) -> Option<Seq> {
-        let Entry::Complete { seq, .. } = entry else { return None };
-        self.read(|log| {
-            let cell = log.pending().iter().find(|cell| cell.seq == *seq)?;
-            (cell.level == Level::Received).then_some(*seq)
-        })
-    }
-
-    fn propose_now(&self, entry: Entry) {
-        let msg_id = match &entry {
-            Entry::Accept { msg_id, .. } => Some(msg_id.clone()),
-            _ => None,
-        };
-        let (group, me) = (self.group.clone(), self.me.clone());
-        let mut proposal = Box::pin(async move { group.propose(entry).await });
-        // The first poll puts the entry in the group's queue: here, so that the order is kept.
-        if let Some(result) = proposal.as_mut().now_or_never() {
-            tell(&me, Internal::Proposed(msg_id, result));
-            return;
-        }
-        tokio::spawn(async move {
-            let result = proposal.await;
-            tell(&me, Internal::Proposed(msg_id, result));
-        });
-    }
-
-    fn proposed(&mut self, msg_id: Option<String>, result: Result<Applied, ProposeError>) {
-        match (msg_id, result) {
-            (
-                Some(msg_id),
-                Ok(applied @ (Applied::Conflict | Applied::Expired | Applied::QueueFull)),
-            ) => self.step(Input::Refused { msg_id, applied }),
-            (_, Err(error)) => {
-                tracing::debug!(kernel = %self.args.spec.kernel, %error, "a proposal failed");
-            }
-            _ => {}
-        }
-    }
-
     fn tick(&mut self) {
         if let Some(cell) = &mut self.cell {
             self.group.read(|machine| cell.prune(|cursor| machine.log().has_output(cursor)));
@@ -494,10 +416,8 @@ impl ReplicaState {
     }
 
     async fn stop(&mut self, purge: bool) {
-        if !self.lingering.is_empty() && !purge {
-            self.flush();
-            // Commits take a few milliseconds.
-            tokio::time::sleep(COMMIT_LINGER).await;
+        if !purge {
+            self.finish_lingering().await;
         }
         self.tasks.abort();
         self.feeds.abort();
