@@ -143,3 +143,77 @@ impl Publisher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use callboard_protocol::SubjectPattern;
+    use callboard_transport::{BusError, BusHealth, Message, Subscription};
+    use tokio::sync::{Semaphore, watch};
+
+    use super::*;
+
+    /// A broker that takes as many messages as it is given leave to.
+    #[derive(Debug)]
+    struct SlowBus(Semaphore);
+
+    #[ractor::async_trait]
+    impl Bus for SlowBus {
+        async fn publish(&self, _: &Subject, _: &Envelope, _: Bytes) -> Result<(), BusError> {
+            self.0.acquire().await.unwrap().forget();
+            Ok(())
+        }
+
+        async fn request(
+            &self,
+            _: &Subject,
+            _: &Envelope,
+            _: Bytes,
+            _: Duration,
+        ) -> Result<Message, BusError> {
+            unimplemented!()
+        }
+
+        async fn respond(&self, _: &ReplyTo, _: &Envelope, _: Bytes) -> Result<(), BusError> {
+            unimplemented!()
+        }
+
+        async fn subscribe(&self, _: &SubjectPattern) -> Result<Subscription, BusError> {
+            unimplemented!()
+        }
+
+        fn payload_max(&self) -> usize {
+            1 << 20
+        }
+
+        fn health(&self) -> watch::Receiver<BusHealth> {
+            unimplemented!()
+        }
+    }
+
+    #[tokio::test]
+    async fn room_for_another_output_comes_when_the_one_before_was_sent() {
+        let bus = Arc::new(SlowBus(Semaphore::new(0)));
+        let publisher = Publisher::start(
+            bus.clone(),
+            ClusterId::new("c").unwrap(),
+            KernelId::generate(),
+            OwnerId::default(),
+        );
+        let outputs = Arc::new(Semaphore::new(2));
+        for seq in [1, 2] {
+            let room = outputs.clone().acquire_owned().await.unwrap();
+            publisher.began(Seq(seq));
+            publisher.release(Some(room));
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(outputs.available_permits(), 0, "nothing was sent");
+        bus.0.add_permits(1);
+        let _first = outputs.clone().acquire_owned().await.unwrap();
+        tokio::task::yield_now().await;
+        assert_eq!(outputs.available_permits(), 0, "the second was not sent");
+        bus.0.add_permits(1);
+        let _second = outputs.acquire().await.unwrap();
+    }
+}
