@@ -61,5 +61,6 @@ pub(crate) fn nothing_changed(log: &KernelLog, msg_id: String) -> Captured {
         refused: log.refused().to_vec(),
         execution_count: log.execution_count(),
         rewind: None,
+        is_told: false,
     }
 }

@@ -1,7 +1,8 @@
 //! The cell that runs: its outputs on the way to the log, and whether it is over.
 //!
 //! A cell is over when three things have arrived, in any order: its reply, the `idle` status that
-//! follows its last output, and what it changed.
+//! follows its last output, and what it changed. An `idle` before the capture will do if the capture
+//! had nothing to say.
 
 use std::time::Instant;
 
@@ -170,7 +171,9 @@ impl RunningCell {
 
     /// Whether reply, end of output and state are all there.
     pub(crate) fn is_over(&self) -> bool {
-        (self.has_replied || !self.expects_reply) && self.is_idle && self.captured.is_some()
+        let Some(captured) = &self.captured else { return false };
+        let is_idle = self.is_idle || (self.is_told_idle && captured.is_told);
+        (self.has_replied || !self.expects_reply) && is_idle
     }
 
     /// What is to go to the log, once the cell is over.
@@ -271,5 +274,20 @@ mod tests {
         let finished = cell.finish().unwrap();
         let numbers: Vec<u64> = finished.outputs.iter().map(|o| o.place.cursor.number).collect();
         assert_eq!(numbers, [2, 3]);
+    }
+
+    #[test]
+    fn an_idle_before_the_capture_ends_a_cell_whose_capture_has_nothing_to_say() {
+        for (is_told, is_over) in [(true, true), (false, false)] {
+            let mut cell =
+                RunningCell::new(Term(1), Seq(1), "id".to_owned(), Level::Received, true);
+            cell.replied(None);
+            cell.captured(Captured { is_told, ..Captured::default() });
+            assert!(!cell.is_over(), "outputs may be on their way");
+            cell.is_told_idle = true;
+            assert_eq!(cell.is_over(), is_over);
+            cell.idle();
+            assert!(cell.is_over());
+        }
     }
 }

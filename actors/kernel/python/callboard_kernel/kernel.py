@@ -2,7 +2,7 @@
 
 Order per request: user code, reply sent and flushed, capture, status `idle`. A capture runs
 synchronously on the main thread, so no other cell can interleave with it. A cell of level `received`
-says `idle` before the capture, too.
+says `idle` before the capture, and after it only if the capture had something to say.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from .tracker import SAVING_NOTICE_S, Tracker
 SOCKET_VARIABLE = "CALLBOARD_STATE_SOCKET"
 # After so long without a cell, the tracker gives back what it keeps for speed.
 REST_AFTER_S = 30.0
+# How long a busy node may keep what is published before a capture that waits for it goes ahead.
+PUBLISHED_WITHIN_S = 1.0
 # Marks an `idle` that is said before the capture.
 _STILL_CAPTURING = {"callboard": {"capturing": True}}
 _REQUESTS_WITH_USER_CODE = ("execute_request", "comm_open", "comm_msg", "comm_close")
@@ -57,6 +59,8 @@ class CallboardKernel(IPythonKernel):
         self.background: Background | None = None
         self.channel: Channel | None = None
         self._resting: Any = None
+        # The request whose `idle` was said before its capture, which had nothing to add.
+        self._told: str | None = None
         self.answers = Answers(self)
         for request in _REQUESTS_WITH_USER_CODE:
             self.shell_handlers[request] = self._captured_after(self.shell_handlers[request])
@@ -99,22 +103,23 @@ class CallboardKernel(IPythonKernel):
                 # It came before the code ran, or after: ipykernel answers only one in between.
                 self._answer_interrupted(stream, ident, parent)
             finally:
+                is_told = False
                 try:
                     if stream is not None and hasattr(stream, "flush"):
                         stream.flush(zmq.POLLOUT)
-                    self._say_idle_early(parent)
+                    is_told = self._say_idle_early(parent)
                 finally:
-                    self._capture(parent["header"]["msg_id"])
+                    self._capture(parent["header"]["msg_id"], is_told)
 
         return handle
 
-    def _say_idle_early(self, parent: Any) -> None:
-        """Tells front-ends that a cell is over which does not wait for its state to be captured.
+    def _say_idle_early(self, parent: Any) -> bool:
+        """Tells front-ends that a cell is over which does not wait for its state to be captured; whether it did.
 
-        It is marked for the node, for which the cell goes on until the status `idle` that follows the capture.
+        It is marked for the node, for which the cell goes on until it is captured.
         """
         if parent["header"]["msg_type"] != "execute_request" or not _is_received(parent):
-            return
+            return False
         # What the cell printed was flushed before its reply.
         with contextlib.suppress(KeyboardInterrupt):
             self.session.send(
@@ -125,6 +130,24 @@ class CallboardKernel(IPythonKernel):
                 ident=self._topic("status"),
                 metadata=_STILL_CAPTURING,
             )
+            self._wait_until_published()
+            return True
+        return False
+
+    def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
+        """Says how a request stands, but not a second time that it is over."""
+        told, asked = self._told, parent or self.get_parent(channel)
+        if status == "idle" and told is not None and asked.get("header", {}).get("msg_id") == told:
+            self._told = None
+            return
+        super()._publish_status(status, channel, parent)
+
+    def _wait_until_published(self) -> None:
+        """Waits until what was published has left: the thread that sends it would get the interpreter's lock only
+        when the capture gives it up."""
+        left = threading.Event()
+        self.iopub_thread.schedule(left.set)
+        left.wait(PUBLISHED_WITHIN_S)
 
     def _answer_interrupted(self, stream: Any, ident: Any, parent: Any) -> None:
         """Ends a cell whose interrupt hit ipykernel's own code, which would leave it unanswered."""
@@ -136,8 +159,11 @@ class CallboardKernel(IPythonKernel):
         content |= {"user_expressions": {}, "payload": []}
         self.session.send(stream, "execute_reply", content, parent, ident=ident)
 
-    def _capture(self, msg_id: str) -> None:
-        """Captures and sends exactly one `captured` message, whatever goes wrong."""
+    def _capture(self, msg_id: str, is_told: bool) -> None:
+        """Captures and sends exactly one `captured` message, whatever goes wrong.
+
+        `is_told` is whether front-ends know already that the request is over.
+        """
         tracker, channel = self.tracker, self.channel
         if tracker is None or channel is None:
             return
@@ -155,11 +181,13 @@ class CallboardKernel(IPythonKernel):
             if self.background is not None:
                 delta.refused.extend(self.background.refused())
             try:
-                self._send_captured(msg_id, delta)
+                self._send_captured(msg_id, delta, is_told)
             except ValueError as error:
                 delta = self._lost_capture(tracker, known, str(error))
-                self._send_captured(msg_id, delta)
+                self._send_captured(msg_id, delta, is_told)
             tracker.sent(delta)
+            if is_told and not delta.notices:
+                self._told = msg_id
             self._rest_later(tracker)
             for notice in delta.notices:
                 print(notice, file=sys.stderr)
@@ -173,7 +201,7 @@ class CallboardKernel(IPythonKernel):
             self.io_loop.remove_timeout(self._resting)
         self._resting = self.io_loop.call_later(REST_AFTER_S, tracker.rest)
 
-    def _send_captured(self, msg_id: str, delta: Delta) -> None:
+    def _send_captured(self, msg_id: str, delta: Delta, is_told: bool) -> None:
         self.channel.send(
             {
                 "type": "captured",
@@ -184,6 +212,7 @@ class CallboardKernel(IPythonKernel):
                 "elapsed_ms": round(delta.elapsed_ms, 3),
                 "execution_count": self.shell.execution_count,
                 "rewind": self.rewind.take(),
+                "is_told": is_told and not delta.notices,
             },
             delta.buffers,
         )

@@ -18,7 +18,6 @@ _NEVER = frozenset(
     __name__ __doc__ __package__ __loader__ __spec__ __file__ __session__ __vsc_ipynb_file__
     __callboard__ __warningregistry__""".split()
 )
-_INPUT_CACHE = re.compile(r"_i\d+$")
 _OUTPUT_CACHE = re.compile(r"_(\d+)$")
 _OUTPUT = re.compile(r"Out\[(\d+)\]$")
 _UNDERSCORES = ("_", "__", "___")
@@ -47,13 +46,12 @@ class Namespace:
         missing = object()
         found: dict[str, Any] = {}
         for name, value in list(user_ns.items()):
-            if not isinstance(name, str) or name in _NEVER or name in self.exclude:
+            # In a long session, most names are cached inputs, which are hidden: they leave first.
+            if not isinstance(name, str) or (hidden.get(name, missing) is value and name not in _UNDERSCORES):
                 continue
-            if self.baseline.get(name, missing) is value:
+            if self.baseline.get(name, missing) is value or name in _NEVER or name in self.exclude:
                 continue
-            if name[:1] == "_" and self._is_cache(name, value, outputs, hidden):
-                continue
-            if hidden.get(name, missing) is value and name not in _UNDERSCORES:
+            if name[:1] == "_" and self._is_cache(name, value, outputs):
                 continue
             found[name] = value
         for number, value in outputs.items():
@@ -67,9 +65,7 @@ class Namespace:
         return found
 
     @staticmethod
-    def _is_cache(name: str, value: Any, outputs: dict[int, Any], hidden: dict[str, Any]) -> bool:
-        if _INPUT_CACHE.match(name) and hidden.get(name) is value:
-            return True
+    def _is_cache(name: str, value: Any, outputs: dict[int, Any]) -> bool:
         match = _OUTPUT_CACHE.match(name)
         if match and outputs.get(int(match.group(1)), outputs) is value:
             return True

@@ -71,6 +71,35 @@ def test_a_cell_that_does_not_wait_for_its_capture_says_idle_before_and_after_it
     kernel.run("del early")
 
 
+def test_a_cell_whose_capture_has_nothing_to_say_is_idle_once(kernel):
+    message = kernel.client.session.msg("execute_request", {"code": "plain = 1", "silent": False})
+    message["metadata"] = {"callboard": {"level": "received"}}
+    kernel.client.shell_channel.send(message)
+    kernel.published_until_idle(message["header"]["msg_id"])
+    captured, _ = kernel.node.wait_for("captured", message["header"]["msg_id"])
+    assert captured["is_told"]
+    durable = kernel.client.execute("plain = 2")
+    between = kernel.published_until_idle(durable)
+    assert all(published["parent_header"]["msg_id"] == durable for published in between)
+    captured, _ = kernel.node.wait_for("captured", durable)
+    assert not captured["is_told"]
+
+
+def test_that_idle_has_left_before_the_capture_begins(kernel):
+    """Else the thread that sends it would wait for the interpreter's lock until the capture is done."""
+    kernel.run(
+        "k = get_ipython().kernel\nk.waiting, k.unwatched = [], k.tracker.capture\n"
+        "k.tracker.capture = lambda: (k.waiting.append(len(k.iopub_thread._events)), k.unwatched())[1]"
+    )
+    for _ in range(5):
+        message = kernel.client.session.msg("execute_request", {"code": "1", "silent": False})
+        message["metadata"] = {"callboard": {"level": "received"}}
+        kernel.client.shell_channel.send(message)
+        kernel.node.wait_for("captured", message["header"]["msg_id"])
+    kernel.run("assert k.waiting[1:] == [0] * 5, k.waiting")
+    kernel.run("k.tracker.capture = k.unwatched\ndel k")
+
+
 def test_a_refusal_is_told_once_and_stays_usable(kernel):
     reply = kernel.run("gen = (n for n in [1, 2])")
     assert reply["stderr"].count("'gen' (generator) cannot be carried") == 1

@@ -74,6 +74,8 @@ pub struct Captured {
     pub execution_count: u64,
     /// The state that the cell asked to go back to, if it did.
     pub rewind: Option<String>,
+    /// Whether front-ends know already that the request is over, so that no `idle` follows.
+    pub is_told: bool,
 }
 
 impl Captured {
@@ -188,6 +190,8 @@ enum Header {
         execution_count: u64,
         #[serde(default)]
         rewind: Option<String>,
+        #[serde(default)]
+        is_told: bool,
     },
     Saving {
         msg_id: String,
@@ -242,7 +246,7 @@ pub(super) async fn read(socket: &mut BufReader<OwnedReadHalf>) -> io::Result<Fr
         Header::Saving { msg_id } => FromPython::Saving { msg_id },
         Header::Restored(restored) => FromPython::Restored(restored),
         Header::Error { message } => FromPython::Error { message },
-        Header::Captured { msg_id, upsert, removed, refused, execution_count, rewind } => {
+        Header::Captured { msg_id, upsert, removed, refused, execution_count, rewind, is_told } => {
             let upsert = distribute(upsert, buffers)?;
             FromPython::Captured(Captured {
                 msg_id,
@@ -251,6 +255,7 @@ pub(super) async fn read(socket: &mut BufReader<OwnedReadHalf>) -> io::Result<Fr
                 refused,
                 execution_count,
                 rewind,
+                is_told,
             })
         }
     })

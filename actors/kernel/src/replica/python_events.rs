@@ -116,6 +116,8 @@ impl ReplicaState {
         }
         if kind == IopubKind::Idle {
             cell.idle();
+        }
+        if kind != IopubKind::Status {
             self.finish_cell();
         }
     }
