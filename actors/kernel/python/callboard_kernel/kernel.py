@@ -24,7 +24,7 @@ import zmq
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.utils import _async_in_context
 
-from . import PROTOCOL_VERSION, comms, live
+from . import PROTOCOL_VERSION, comms, live, streams
 from .background import Background
 from .channel import Channel
 from .directory import DIRECTORY
@@ -95,44 +95,59 @@ class CallboardKernel(IPythonKernel):
         async def handle(stream: Any, ident: Any, parent: Any) -> None:
             ISOLATION.check()
             comms.say_held()
+            uninterrupted = signal.getsignal(signal.SIGINT)
             try:
-                result = handler(stream, ident, parent)
-                if inspect.isawaitable(result):
-                    await result
+                try:
+                    # No earlier and no later: an interrupt beside the handler would leave the request unanswered.
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
+                    result = handler(stream, ident, parent)
+                    if inspect.isawaitable(result):
+                        await result
+                finally:
+                    signal.signal(signal.SIGINT, uninterrupted)
             except KeyboardInterrupt:
                 # It came before the code ran, or after: ipykernel answers only one in between.
                 self._answer_interrupted(stream, ident, parent)
             finally:
-                is_told = False
+                said: int | None = None
                 try:
                     if stream is not None and hasattr(stream, "flush"):
                         stream.flush(zmq.POLLOUT)
-                    is_told = self._say_idle_early(parent)
+                    said = self._say_idle_early(parent)
                 finally:
-                    self._capture(parent["header"]["msg_id"], is_told)
+                    self._capture(parent["header"]["msg_id"], said)
 
         return handle
 
-    def _say_idle_early(self, parent: Any) -> bool:
-        """Tells front-ends that a cell is over which does not wait for its state to be captured; whether it did.
+    def pre_handler_hook(self) -> None:
+        """Opens a request to interrupts; one that is captured opens itself, for as long as it can answer them."""
+        if self.get_parent("shell").get("header", {}).get("msg_type") in _REQUESTS_WITH_USER_CODE:
+            self.saved_sigint_handler = signal.getsignal(signal.SIGINT)
+        else:
+            super().pre_handler_hook()
 
-        It is marked for the node, for which the cell goes on until it is captured.
+    def _say_idle_early(self, parent: Any) -> int | None:
+        """Tells front-ends that a cell is over which does not wait for its state to be captured.
+
+        It is marked for the node, for which the cell goes on until it is captured. Returns how much was written
+        until then, or None if nothing was told.
         """
-        if parent["header"]["msg_type"] != "execute_request" or not _is_received(parent):
-            return False
-        # What the cell printed was flushed before its reply.
-        with contextlib.suppress(KeyboardInterrupt):
-            self.session.send(
-                self.iopub_socket,
-                "status",
-                {"execution_state": "idle"},
-                parent=parent,
-                ident=self._topic("status"),
-                metadata=_STILL_CAPTURING,
-            )
-            self._wait_until_published()
-            return True
-        return False
+        if parent["header"]["msg_type"] != "execute_request" or not _is_received(parent) or self.rewind.is_due:
+            return None
+        for output in (sys.stdout, sys.stderr):
+            if output is not None:
+                output.flush()
+        written = streams.written()
+        self.session.send(
+            self.iopub_socket,
+            "status",
+            {"execution_state": "idle"},
+            parent=parent,
+            ident=self._topic("status"),
+            metadata=_STILL_CAPTURING,
+        )
+        self._wait_until_published()
+        return written
 
     def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
         """Says how a request stands, but not a second time that it is over."""
@@ -159,10 +174,10 @@ class CallboardKernel(IPythonKernel):
         content |= {"user_expressions": {}, "payload": []}
         self.session.send(stream, "execute_reply", content, parent, ident=ident)
 
-    def _capture(self, msg_id: str, is_told: bool) -> None:
+    def _capture(self, msg_id: str, said: int | None) -> None:
         """Captures and sends exactly one `captured` message, whatever goes wrong.
 
-        `is_told` is whether front-ends know already that the request is over.
+        `said` is how much had been written when front-ends were told that the request is over, if they were.
         """
         tracker, channel = self.tracker, self.channel
         if tracker is None or channel is None:
@@ -181,13 +196,11 @@ class CallboardKernel(IPythonKernel):
             if self.background is not None:
                 delta.refused.extend(self.background.refused())
             try:
-                self._send_captured(msg_id, delta, is_told)
+                self._send_captured(msg_id, delta, said)
             except ValueError as error:
                 delta = self._lost_capture(tracker, known, str(error))
-                self._send_captured(msg_id, delta, is_told)
+                self._send_captured(msg_id, delta, said)
             tracker.sent(delta)
-            if is_told and not delta.notices:
-                self._told = msg_id
             self._rest_later(tracker)
             for notice in delta.notices:
                 print(notice, file=sys.stderr)
@@ -201,7 +214,10 @@ class CallboardKernel(IPythonKernel):
             self.io_loop.remove_timeout(self._resting)
         self._resting = self.io_loop.call_later(REST_AFTER_S, tracker.rest)
 
-    def _send_captured(self, msg_id: str, delta: Delta, is_told: bool) -> None:
+    def _send_captured(self, msg_id: str, delta: Delta, said: int | None) -> None:
+        # What a capture says or makes others say belongs to its request, whose end has to be said after it.
+        is_told = said is not None and not delta.notices and said == streams.written()
+        self._told = msg_id if is_told else None
         self.channel.send(
             {
                 "type": "captured",
@@ -212,7 +228,7 @@ class CallboardKernel(IPythonKernel):
                 "elapsed_ms": round(delta.elapsed_ms, 3),
                 "execution_count": self.shell.execution_count,
                 "rewind": self.rewind.take(),
-                "is_told": is_told and not delta.notices,
+                "is_told": is_told,
             },
             delta.buffers,
         )

@@ -25,6 +25,11 @@ class RewindWish:
         self._wish = words[0]
         return f"After this cell the session goes back to the state after {words[0]}."
 
+    @property
+    def is_due(self) -> bool:
+        """Whether there is one."""
+        return self._wish is not None
+
     def take(self) -> str | None:
         """The wish, once."""
         wish, self._wish = self._wish, None

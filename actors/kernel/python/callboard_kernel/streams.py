@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ipykernel.iostream import OutStream
@@ -17,6 +18,8 @@ class CellStream(OutStream):
     _last: tuple[Any, frozenset[Any]] = (None, frozenset())
     _is_sending = False
     _is_known = False
+    # How often something was written.
+    writes = 0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -27,6 +30,7 @@ class CellStream(OutStream):
 
     def write(self, string: str) -> int | None:
         """Takes text, to be sent a moment later with what follows it."""
+        self.writes += 1
         if type(string) is not str or self.pub_thread is None or not self._is_ordinary():
             return super().write(string)
         parent = self.parent_header
@@ -53,3 +57,11 @@ class CellStream(OutStream):
             super()._flush()
         finally:
             self._is_sending = False
+
+
+def written() -> int | None:
+    """How often the session has written to its standard output and error; None if they are not known to tell."""
+    outputs = (sys.stdout, sys.stderr)
+    if all(isinstance(output, CellStream) for output in outputs):
+        return sum(output.writes for output in outputs)
+    return None

@@ -85,6 +85,35 @@ def test_a_cell_whose_capture_has_nothing_to_say_is_idle_once(kernel):
     assert not captured["is_told"]
 
 
+def test_what_is_printed_while_a_cell_is_captured_comes_before_its_last_idle(kernel):
+    code = "class Loud:\n    def __reduce__(self):\n        print('pickled'); return int, ()\nloud = Loud()"
+    message = kernel.client.session.msg("execute_request", {"code": code, "silent": False})
+    message["metadata"] = {"callboard": {"level": "received"}}
+    kernel.client.shell_channel.send(message)
+    kernel.published_until_idle(message["header"]["msg_id"])
+    then = kernel.published_until_idle(message["header"]["msg_id"])
+    assert any("pickled" in published["content"].get("text", "") for published in then)
+    captured, _ = kernel.node.wait_for("captured", message["header"]["msg_id"])
+    assert not captured["is_told"]
+    kernel.run("del loud, Loud")
+
+
+@pytest.mark.parametrize("place", ["comms.say_held", "kernel._say_idle_early", "kernel._answer_interrupted"])
+def test_an_interrupt_beside_the_code_leaves_no_request_unanswered(kernel, place):
+    """Each is a place of ipykernel's or ours around the code, where a signal may come in."""
+    owner, name = place.split(".")
+    kernel.run(
+        "import os, signal\nfrom callboard_kernel import comms\nkernel = get_ipython().kernel\n"
+        f"before = {place}\n"
+        f"{place} = lambda *arguments: (os.kill(os.getpid(), signal.SIGINT), before(*arguments))[1]"
+    )
+    try:
+        reply = kernel.run("raise KeyboardInterrupt" if "answer" in name else "after = 1", allow_error=True)
+        assert reply["captured"] and reply["status"] == ("error" if "answer" in name else "ok")
+    finally:
+        kernel.run(f"{place} = before\ndel comms, kernel, before")
+
+
 def test_that_idle_has_left_before_the_capture_begins(kernel):
     """Else the thread that sends it would wait for the interpreter's lock until the capture is done."""
     kernel.run(

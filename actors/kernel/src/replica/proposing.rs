@@ -18,9 +18,12 @@ const LAST_COMMIT_WITHIN: Duration = Duration::from_millis(500);
 
 impl ReplicaState {
     /// Puts an entry in the log; entries go in the order of the calls. The completion of a cell
-    /// that was answered already waits a moment, so that one commit carries it and the next request.
+    /// that was answered already waits a moment, so that one commit carries it and the next request;
+    /// not if it asked for a rewind, which comes before that.
     pub(super) fn propose(&mut self, entry: Entry) {
-        if let Some(seq) = self.answered_by(&entry) {
+        if self.wish.is_none()
+            && let Some(seq) = self.answered_by(&entry)
+        {
             self.lingering.push((seq, entry));
             let me = self.me.clone();
             tokio::spawn(async move {
