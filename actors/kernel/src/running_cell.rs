@@ -4,7 +4,7 @@
 //! follows its last output, and what it changed. An `idle` before the capture will do if the capture
 //! had nothing to say.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use callboard_protocol::{
     Seq, Term,
@@ -16,12 +16,35 @@ use crate::python::Captured;
 
 /// Bytes of outputs after which a running cell's outputs go to the log.
 const UNLOGGED_BYTES_MAX: usize = 64 << 10;
+/// Bytes of outputs in one entry of the log: all of them have room in it (`state.rs`), so that a flood of
+/// small ones does not become one chunk each.
+const ENTRY_BYTES_MAX: usize = 128 << 10;
+/// A longer output is a chunk, of which an entry has the name.
+const CHUNK_BYTES_MIN: usize = 8 << 10;
+const CHUNK_NAME_BYTES: usize = 128;
+/// How long a cell that is over waits for its outputs to arrive in the log before they are sent again:
+/// a proposal that has not succeeded by then is lost.
+const PROPOSED_AGAIN_AFTER: Duration = Duration::from_secs(6);
 
 /// An output with its place.
 #[derive(Debug, Clone)]
 pub(crate) struct PlacedOutput {
     pub(crate) place: OutputPlace,
     pub(crate) message: JupyterMessage,
+}
+
+impl PlacedOutput {
+    fn length(&self) -> usize {
+        let JupyterMessage { header, parent_header, metadata, content, buffers, .. } =
+            &self.message;
+        let parts = [header, parent_header, metadata, content];
+        parts.into_iter().chain(buffers).map(bytes::Bytes::len).sum()
+    }
+
+    /// Bytes that it takes in an entry of the log.
+    fn length_in_entry(&self) -> usize {
+        Some(self.length()).filter(|it| *it <= CHUNK_BYTES_MIN).unwrap_or(CHUNK_NAME_BYTES)
+    }
 }
 
 /// Numbers the outputs of a term.
@@ -67,6 +90,8 @@ pub(crate) struct RunningCell {
     proposed: Vec<PlacedOutput>,
     unlogged: Vec<PlacedOutput>,
     unlogged_bytes: usize,
+    /// Since when it is over but for outputs that have to arrive in the log first.
+    over_since: Option<Instant>,
     /// Whether outputs are being stored on a majority; those after them wait.
     is_storing: bool,
 }
@@ -107,6 +132,7 @@ impl RunningCell {
             proposed: Vec::new(),
             unlogged: Vec::new(),
             unlogged_bytes: 0,
+            over_since: None,
             is_storing: false,
         }
     }
@@ -118,8 +144,7 @@ impl RunningCell {
 
     /// Takes an output that goes to the log.
     pub(crate) fn output(&mut self, output: PlacedOutput) {
-        self.unlogged_bytes += output.message.content.len()
-            + output.message.buffers.iter().map(bytes::Bytes::len).sum::<usize>();
+        self.unlogged_bytes += output.length();
         self.unlogged.push(output);
     }
 
@@ -139,16 +164,21 @@ impl RunningCell {
         self.captured = Some(captured);
     }
 
-    /// Outputs that should go to the log while the cell runs on.
+    /// Outputs that should go to the log while the cell runs on, as many as an entry takes.
     pub(crate) fn take_unlogged(&mut self, is_due: bool) -> Vec<PlacedOutput> {
-        if !self.is_storing && (is_due || self.unlogged_bytes >= UNLOGGED_BYTES_MAX) {
-            self.unlogged_bytes = 0;
-            let due = std::mem::take(&mut self.unlogged);
-            self.proposed.extend(due.iter().cloned());
-            due
-        } else {
-            Vec::new()
+        if self.is_storing || !(is_due || self.unlogged_bytes >= UNLOGGED_BYTES_MAX) {
+            return Vec::new();
         }
+        let mut length = 0;
+        let fits = |output: &&PlacedOutput| {
+            length += output.length_in_entry();
+            length <= ENTRY_BYTES_MAX
+        };
+        let count = self.unlogged.iter().take_while(fits).count();
+        let due: Vec<PlacedOutput> = self.unlogged.drain(..count).collect();
+        self.unlogged_bytes -= due.iter().map(PlacedOutput::length).sum::<usize>();
+        self.proposed.extend(due.iter().cloned());
+        due
     }
 
     /// Holds later outputs back while large ones are stored, so that the log has all in order.
@@ -160,8 +190,25 @@ impl RunningCell {
     pub(crate) fn put_back(&mut self, mut outputs: Vec<PlacedOutput>) {
         let taken = |it: &PlacedOutput| outputs.iter().any(|o| o.place.cursor == it.place.cursor);
         self.proposed.retain(|output| !taken(output));
+        self.unlogged_bytes += outputs.iter().map(PlacedOutput::length).sum::<usize>();
         outputs.append(&mut self.unlogged);
         self.unlogged = outputs;
+    }
+
+    /// Whether the outputs that have not arrived in the log are more than the cell's last entry takes: then
+    /// it ends once they have. Those of which nothing was heard for long are to be logged again.
+    pub(crate) fn waits_for_outputs(&mut self) -> bool {
+        let left = self.proposed.iter().chain(&self.unlogged);
+        if left.map(PlacedOutput::length_in_entry).sum::<usize>() <= ENTRY_BYTES_MAX {
+            return false;
+        }
+        let since = *self.over_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= PROPOSED_AGAIN_AFTER && !self.is_storing {
+            self.over_since = None;
+            let again = std::mem::take(&mut self.proposed);
+            self.put_back(again);
+        }
+        true
     }
 
     /// Forgets outputs that have arrived in the log.
@@ -289,5 +336,31 @@ mod tests {
             cell.idle();
             assert!(cell.is_over());
         }
+    }
+
+    #[test]
+    fn a_flood_goes_to_the_log_in_pieces_and_the_cell_ends_once_it_has_arrived() {
+        let mut numbers = OutputNumbers::default();
+        let mut cell = RunningCell::new(Term(1), Seq(1), "id".to_owned(), Level::Durable, true);
+        for _ in 0..1000 {
+            let mut small = output(&mut numbers);
+            small.message.header = Bytes::from(vec![b' '; 500]);
+            cell.output(small);
+        }
+        assert!(cell.waits_for_outputs());
+        let mut logged = 0;
+        while let due = cell.take_unlogged(true)
+            && !due.is_empty()
+        {
+            let length: usize = due.iter().map(PlacedOutput::length_in_entry).sum();
+            assert!(length <= ENTRY_BYTES_MAX, "{length} bytes in an entry");
+            logged += due.len();
+        }
+        assert_eq!(logged, 1000);
+        assert!(cell.waits_for_outputs(), "none has arrived");
+        cell.prune(|cursor| cursor.number <= 900);
+        assert!(!cell.waits_for_outputs(), "the last entry takes the rest");
+        cell.captured(Captured::default());
+        assert_eq!(cell.finish().unwrap().outputs.len(), 100);
     }
 }

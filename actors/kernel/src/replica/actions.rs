@@ -213,9 +213,12 @@ impl ReplicaState {
         if !self.cell.as_ref().is_some_and(RunningCell::is_over) {
             return;
         }
-        let Some(mut cell) = self.set_cell(None) else { return };
+        self.prune_outputs();
+        if self.cell.as_mut().is_some_and(RunningCell::waits_for_outputs) {
+            return self.log_unlogged();
+        }
+        let Some(cell) = self.set_cell(None) else { return };
         self.traces.finished(&cell.msg_id, cell.seq);
-        self.read(|log| cell.prune(|cursor| log.has_output(cursor)));
         let Some(mut cell) = cell.finish() else { return };
         if let Some(reply) = cell.reply.take() {
             let place = self.numbers.next(cell.term, cell.seq);
@@ -287,6 +290,22 @@ impl ReplicaState {
             self.without_room.refuse(&mut outputs, &mut delta, &chunks, &why);
         }
         self.step(Input::Finished { term, seq, outputs, delta });
+    }
+
+    /// Forgets outputs of the running cell that have arrived in the log.
+    pub(super) fn prune_outputs(&mut self) {
+        if let Some(cell) = &mut self.cell {
+            self.group.read(|machine| cell.prune(|cursor| machine.log().has_output(cursor)));
+        }
+    }
+
+    /// Puts all outputs of the running cell in the log, unless some have to be stored first.
+    pub(super) fn log_unlogged(&mut self) {
+        while let Some(due) = self.cell.as_mut().map(|cell| cell.take_unlogged(true))
+            && !due.is_empty()
+        {
+            self.log_outputs(due);
+        }
     }
 
     /// Puts outputs in the log; large ones once a majority has their bytes.

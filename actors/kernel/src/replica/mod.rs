@@ -375,6 +375,10 @@ impl ReplicaState {
                     let starting = said::status(self.args.spec.kernel, "starting");
                     self.publisher.emitted(&starting, None);
                 }
+                if matches!(output, Applied::Emitted) {
+                    // It may have waited for that.
+                    self.finish_cell();
+                }
                 if let Applied::Completed(end) = &output {
                     self.grant_wish(end.seq);
                 }
@@ -392,11 +396,9 @@ impl ReplicaState {
     }
 
     fn tick(&mut self) {
-        if let Some(cell) = &mut self.cell {
-            self.group.read(|machine| cell.prune(|cursor| machine.log().has_output(cursor)));
-            let outputs = cell.take_unlogged(true);
-            self.log_outputs(outputs);
-        }
+        self.prune_outputs();
+        self.log_unlogged();
+        self.finish_cell();
         self.watch_wall_time();
         self.warn_of_parking();
         self.step(Input::Tick);

@@ -88,6 +88,9 @@ impl ReplicaState {
                 Some(msg_id),
                 Ok(applied @ (Applied::Conflict | Applied::Expired | Applied::QueueFull)),
             ) => self.step(Input::Refused { msg_id, applied }),
+            (_, Err(error @ ProposeError::TooLarge { .. })) => {
+                tracing::error!(kernel = %self.args.spec.kernel, %error, "a defect; please report it");
+            }
             (_, Err(error)) => {
                 tracing::debug!(kernel = %self.args.spec.kernel, %error, "a proposal failed");
             }
