@@ -12,15 +12,17 @@ use callboard_protocol::{
     kernel::{Level, OutputCursor, OutputPlace},
 };
 
-use crate::python::Captured;
+use crate::{
+    python::Captured,
+    state::{INLINE_ENTRY_MAX, INLINE_PART_MAX},
+};
 
 /// Bytes of outputs after which a running cell's outputs go to the log.
 const UNLOGGED_BYTES_MAX: usize = 64 << 10;
-/// Bytes of outputs in one entry of the log: all of them have room in it (`state.rs`), so that a flood of
-/// small ones does not become one chunk each.
-const ENTRY_BYTES_MAX: usize = 128 << 10;
-/// A longer output is a chunk, of which an entry has the name.
-const CHUNK_BYTES_MIN: usize = 8 << 10;
+/// Bytes of outputs in one entry of the log: all of them have room in it, so that a flood of small ones
+/// does not become one chunk each.
+const ENTRY_BYTES_MAX: usize = INLINE_ENTRY_MAX / 2;
+/// A longer output than a part may be is a chunk, of which an entry has the name.
 const CHUNK_NAME_BYTES: usize = 128;
 /// How long a cell that is over waits for its outputs to arrive in the log before they are sent again:
 /// a proposal that has not succeeded by then is lost.
@@ -43,7 +45,7 @@ impl PlacedOutput {
 
     /// Bytes that it takes in an entry of the log.
     fn length_in_entry(&self) -> usize {
-        Some(self.length()).filter(|it| *it <= CHUNK_BYTES_MIN).unwrap_or(CHUNK_NAME_BYTES)
+        Some(self.length()).filter(|it| *it <= INLINE_PART_MAX).unwrap_or(CHUNK_NAME_BYTES)
     }
 }
 

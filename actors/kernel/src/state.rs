@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// Parts up to this size are kept in the log: a file and its fsync would cost more.
-const INLINE_PART_MAX: usize = 8 << 10;
+pub(crate) const INLINE_PART_MAX: usize = 8 << 10;
 /// Most inline bytes one entry may carry, so that it stays far below the broker's limit.
-const INLINE_ENTRY_MAX: usize = 256 << 10;
+pub(crate) const INLINE_ENTRY_MAX: usize = 256 << 10;
 /// Most inline bytes a manifest may hold, since every snapshot carries them.
 const INLINE_MANIFEST_MAX: u64 = 1 << 20;
 
