@@ -6,6 +6,7 @@ mod chance;
 pub mod disk;
 pub mod environment;
 pub mod failure;
+pub mod gpu;
 pub mod hibernation;
 pub mod kernelspecs;
 pub mod limits;

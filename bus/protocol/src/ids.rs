@@ -104,6 +104,13 @@ macro_rules! uuid_id {
             pub fn generate() -> Self {
                 Self(Uuid::now_v7())
             }
+
+            /// The identifier with this number: for simulations, where equal runs name things
+            /// equally.
+            #[must_use]
+            pub fn from_number(number: u128) -> Self {
+                Self(Uuid::from_u128(number))
+            }
         }
 
         impl FromStr for $name {

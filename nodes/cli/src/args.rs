@@ -12,7 +12,7 @@ use clap_complete::Shell;
 
 use crate::{
     bench::BenchArgs, demo::DemoArgs, gateway::GatewayArgs, kernelspec::KernelspecVerb,
-    node::NodeArgs, output::Format, up::UpArgs,
+    node::NodeArgs, output::Format, simulate::SimulateArgs, up::UpArgs,
 };
 
 /// Notebook kernels that outlive their machines.
@@ -77,6 +77,8 @@ pub enum Verb {
     Doctor(DoctorArgs),
     /// Lose machines under a notebook session, on a cluster of its own, and check that nothing is lost.
     Demo(DemoArgs),
+    /// Replay a trace of sessions through GPU schedulers on a virtual clock: a simulation.
+    Simulate(SimulateArgs),
     /// Measure.
     Bench(BenchArgs),
     /// Print a completion script for a shell.

@@ -20,6 +20,7 @@ pub mod node;
 pub mod output;
 pub mod python;
 pub mod recover;
+pub mod simulate;
 pub mod storage;
 pub mod undo;
 pub mod up;
@@ -96,6 +97,7 @@ async fn run(cli: Cli) -> Outcome {
         Verb::Kill(args) => kill::run(&context, args).await,
         Verb::Doctor(args) => doctor::run(&context, args).await,
         Verb::Demo(args) => demo::run(&context, args).await,
+        Verb::Simulate(args) => simulate::run(&context, args).await,
         Verb::Bench(args) => bench::run(&context, args).await,
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "callboard", &mut io::stdout());

@@ -10,8 +10,10 @@ mod kernel_gateway;
 pub mod local_cluster;
 pub mod notebooks;
 pub mod options;
+pub mod placement;
 mod process;
 pub mod report;
+pub mod simulate;
 pub mod soak;
 pub mod start;
 pub mod state;
@@ -55,6 +57,10 @@ pub enum BenchVerb {
     Idle(idle::IdleArgs),
     /// Notebooks that lose their machines between cells, against plain ipykernel.
     Notebooks(notebooks::NotebooksArgs),
+    /// One decision about a node, in clusters of growing size.
+    Placement(placement::PlacementArgs),
+    /// GPU schedulers on a trace, on a virtual clock: a simulation.
+    Simulate(simulate::SimulateBenchArgs),
     /// Users and faults for half an hour; memory and disk must stay flat.
     Soak(soak::SoakArgs),
     /// Bursts of ten kernels to their first result, against plain ipykernel.
@@ -72,6 +78,8 @@ fn takes(bench: &str) -> Option<Duration> {
         "gateway" => gateway::TAKES,
         "idle" => idle::TAKES,
         "notebooks" => notebooks::TAKES,
+        "placement" => placement::TAKES,
+        "simulate" => simulate::TAKES,
         "soak" => soak::TAKES,
         "start" => start::TAKES,
         "state" => state::TAKES,
@@ -94,6 +102,8 @@ pub async fn run(context: &Context, args: BenchArgs) -> Outcome {
         BenchVerb::Soak(args) => soak::run(context, &args).await,
         BenchVerb::Idle(args) => interruptible(idle::run(context, &args)).await,
         BenchVerb::Notebooks(args) => interruptible(notebooks::run(context, &args)).await,
+        BenchVerb::Placement(args) => placement::run(context, &args),
+        BenchVerb::Simulate(args) => interruptible(simulate::run(context, args)).await,
         BenchVerb::Start(args) => interruptible(start::run(context, &args)).await,
         BenchVerb::State(args) => interruptible(state::run(context, &args)).await,
     }

@@ -1,0 +1,88 @@
+//! What the scheduler knows of one kernel.
+
+use crate::gpu::{executor::CellWant, fleet::Slot, history::Durations};
+
+/// What a kernel does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing.
+    Idle,
+    /// Its cell waits for GPUs.
+    Waiting,
+    /// Its cell has GPUs on this node.
+    Running(Slot),
+    /// Its cell has ended; the GPUs are being cleared.
+    Clearing(Slot),
+}
+
+/// One kernel.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Whose.
+    pub owner: u64,
+    /// What its cells use unless they say otherwise: what it counts for where it has members.
+    pub gpus: u32,
+    /// The least memory of each.
+    pub vram_mib: u32,
+    /// What it takes along when it moves.
+    pub state_mib: u64,
+    /// Where its members are.
+    pub members: Vec<Slot>,
+    /// Where its process is.
+    pub executor: Option<Slot>,
+    /// What it does.
+    pub phase: Phase,
+    /// Where it holds GPUs between cells.
+    pub bound: Option<Slot>,
+    pub(super) since_ms: u64,
+    pub(super) pauses: Durations,
+    pub(super) cells: Durations,
+    pub(super) has_run: bool,
+    /// What its cell uses, or the one before used.
+    pub(super) cell_gpus: u32,
+    /// GPUs it holds.
+    pub(super) held: u32,
+    /// A cell came while the GPUs of the one before were being cleared.
+    pub(super) next: Option<Submitted>,
+}
+
+/// A cell that wants GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Submitted {
+    pub(super) gpus: u32,
+    pub(super) priority: i8,
+    pub(super) deadline_ms: Option<u64>,
+    pub(super) at_ms: u64,
+}
+
+impl Session {
+    pub(super) fn new(owner: u64, gpus: u32, vram_mib: u32, state_mib: u64, now_ms: u64) -> Self {
+        Self {
+            owner,
+            gpus,
+            vram_mib,
+            state_mib,
+            members: Vec::new(),
+            executor: None,
+            phase: Phase::Idle,
+            bound: None,
+            since_ms: now_ms,
+            pauses: Durations::default(),
+            cells: Durations::default(),
+            has_run: false,
+            cell_gpus: gpus,
+            held: 0,
+            next: None,
+        }
+    }
+
+    pub(super) fn want(&self) -> CellWant {
+        CellWant {
+            gpus: self.cell_gpus,
+            vram_mib: self.vram_mib,
+            executor: self.executor,
+            members: self.members.clone(),
+            state_mib: self.state_mib,
+        }
+    }
+}
