@@ -274,7 +274,8 @@ impl<'a> Engine<'a> {
                 self.each(|it, now_ms| it.reclaimed(now_ms));
             }
             Effect::WakeAt { at_ms } => self.at(at_ms, Event::Wake),
-            Effect::CellLost { .. } => {}
+            // Nodes are not lost here, and a trace with wider tasks was refused.
+            Effect::CellLost { .. } | Effect::Refuse { .. } => {}
         }
     }
 

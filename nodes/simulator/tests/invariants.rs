@@ -7,7 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use callboard_policy::gpu::{
     costs::Start,
@@ -36,6 +36,7 @@ struct Books {
     nodes: BTreeMap<Slot, u32>,
     /// Who holds what where.
     held: BTreeMap<KernelId, (Slot, u32)>,
+    open: BTreeSet<KernelId>,
     /// What waits, since when, for how many.
     waiting: BTreeMap<KernelId, (u64, u32)>,
     log: Vec<String>,
@@ -48,6 +49,7 @@ impl Books {
             kind,
             nodes: BTreeMap::new(),
             held: BTreeMap::new(),
+            open: BTreeSet::new(),
             waiting: BTreeMap::new(),
             log: Vec::new(),
             keeps_log,
@@ -69,7 +71,11 @@ impl Books {
             Input::Released { kernel } => {
                 assert!(self.held.remove(kernel).is_some(), "{kernel} released nothing");
             }
+            Input::SessionOpened { kernel, .. } => {
+                self.open.insert(*kernel);
+            }
             Input::SessionClosed { kernel } => {
+                self.open.remove(kernel);
                 self.held.remove(kernel);
             }
             _ => {}
@@ -127,6 +133,19 @@ impl Books {
         for (slot, node) in scheduler.fleet().iter() {
             assert_eq!(node.held, used.get(&slot).copied().unwrap_or(0), "{slot}");
             assert_eq!(node.usable(), self.nodes[&slot]);
+        }
+        // What a node's members use together is what their kernels say.
+        let mut subscribed: BTreeMap<Slot, (u32, u32)> = BTreeMap::new();
+        for kernel in &self.open {
+            let session = scheduler.session(*kernel).unwrap();
+            for slot in session.members.iter().chain(session.moving.iter().map(|it| &it.1)) {
+                let sum = subscribed.entry(*slot).or_default();
+                *sum = (sum.0 + session.gpus, sum.1 + 1);
+            }
+        }
+        for (slot, node) in scheduler.fleet().iter() {
+            let sum = subscribed.get(&slot).copied().unwrap_or_default();
+            assert_eq!((node.subscribed, node.members), sum, "{slot}");
         }
         // Work is conserved: what waits fits nowhere. NotebookOS looks again only after a pause, and
         // in a strict queue only the first counts.

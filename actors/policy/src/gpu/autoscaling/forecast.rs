@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::{Autoscaling, ScalePlan, ScaleView, empty, nodes_for};
-use crate::gpu::fleet::{FleetNode, NodeState, Slot};
+use crate::gpu::fleet::NodeState;
 
 /// What can be turned.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -25,9 +25,6 @@ pub struct ForecastKnobs {
     pub hold_ms: u64,
     /// How long a cell waits for others to end before a node is asked for.
     pub patience_ms: u64,
-    /// Idle GPUs on nodes in use, beyond what is wanted, at which one is closed so that it becomes
-    /// empty.
-    pub slack_gpus: u32,
     /// Never fewer nodes.
     pub nodes_min: u32,
 }
@@ -35,12 +32,11 @@ pub struct ForecastKnobs {
 impl Default for ForecastKnobs {
     fn default() -> Self {
         Self {
-            z: 1.75,
+            z: 1.6,
             interval_ms: 10_000,
-            ahead_ms: 45_000,
-            hold_ms: 60_000,
+            ahead_ms: 60_000,
+            hold_ms: 120_000,
             patience_ms: 1_000,
-            slack_gpus: 16,
             nodes_min: 3,
         }
     }
@@ -81,8 +77,6 @@ pub struct Forecast {
 struct Balance {
     /// Nodes that are empty and open.
     empty: i64,
-    /// GPUs free on open nodes in use.
-    partial: f64,
     /// GPUs that should be free.
     wanted: f64,
     /// Empty nodes that should be there.
@@ -109,7 +103,7 @@ impl Forecast {
         let partial = f64::from(partial);
         let gpus = f64::from(view.shape.gpus.max(1));
         let wanted_empty = ((wanted - partial.min(narrow)) / gpus).ceil() as i64;
-        Balance { empty, partial, wanted, wanted_empty }
+        Balance { empty, wanted, wanted_empty }
     }
 
     /// The least surplus of late.
@@ -122,14 +116,6 @@ impl Forecast {
         }
         self.surplus.iter().map(|it| it.1).min().unwrap_or(0)
     }
-}
-
-/// Closed nodes, those with the most in use first: they are the furthest from becoming empty.
-fn closed(view: &ScaleView<'_>) -> Vec<Slot> {
-    let is_closed = |it: &(Slot, &FleetNode)| it.1.state == NodeState::Draining;
-    let mut closed: Vec<_> = view.fleet.iter().filter(is_closed).collect();
-    closed.sort_by_key(|(slot, node)| (std::cmp::Reverse(node.held), *slot));
-    closed.into_iter().map(|(slot, _)| slot).collect()
 }
 
 impl Autoscaling for Forecast {
@@ -147,27 +133,11 @@ impl Autoscaling for Forecast {
             ..ScalePlan::default()
         };
         if surplus < 0 {
-            let lacking = surplus.unsigned_abs() as usize;
-            plan.open = closed(view).into_iter().take(lacking).collect();
-            let reopened: u32 =
-                plan.open.iter().filter_map(|it| view.fleet.get(*it)).map(|it| it.free).sum();
-            let gpus = view.shape.gpus.max(1);
-            plan.add = (lacking as u32).saturating_sub(reopened / gpus);
+            plan.add = u32::try_from(surplus.unsigned_abs()).unwrap_or(u32::MAX);
         } else if lasting > 0 {
             let above_min = view.fleet.len().saturating_sub(self.knobs.nodes_min as usize);
             let count = above_min.min(lasting.unsigned_abs() as usize);
             plan.give_back = empty(view.fleet).take(count).collect();
-        } else if balance.partial - balance.wanted >= f64::from(self.knobs.slack_gpus) {
-            let in_use = view.fleet.iter().filter(|(_, node)| {
-                node.state == NodeState::Open && node.held > 0 && node.free > 0
-            });
-            plan.close = in_use
-                .min_by_key(|(slot, node)| {
-                    (node.held * 1_000 + node.claimed_milli, std::cmp::Reverse(*slot))
-                })
-                .map(|(slot, _)| slot)
-                .into_iter()
-                .collect();
         }
         plan
     }

@@ -51,10 +51,6 @@ pub struct ScalePlan {
     pub add: u32,
     /// Nodes to give back: members move away first.
     pub give_back: Vec<Slot>,
-    /// Nodes that shall take nothing new, so that they become empty.
-    pub close: Vec<Slot>,
-    /// Nodes that were closed and shall take cells again.
-    pub open: Vec<Slot>,
     /// The number that was aimed at, of nodes, and what led to it.
     pub target: u32,
     /// GPUs in use that the target was made for.

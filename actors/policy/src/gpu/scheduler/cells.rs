@@ -39,7 +39,7 @@ impl Scheduler {
             gpus: session.gpus,
             vram_mib: session.vram_mib,
             count: lacking,
-            present: session.members.clone(),
+            present: session.present(),
         };
         let places = self.policies.placement.place(&self.fleet, &request);
         for slot in &places.slots {
@@ -56,6 +56,9 @@ impl Scheduler {
         self.subscribed -= u64::from(session.gpus);
         for slot in &session.members {
             self.forget_member(kernel, *slot, session.gpus);
+        }
+        for (_, to) in &session.moving {
+            self.fleet.unsubscribe(*to, session.gpus);
         }
         let holds_at = match session.phase {
             Phase::Running(slot) | Phase::Clearing(slot) => Some(slot),
@@ -74,7 +77,22 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn submitted(&mut self, kernel: KernelId, cell: Submitted) {
+    pub(super) fn submitted(
+        &mut self,
+        kernel: KernelId,
+        cell: Submitted,
+        effects: &mut Vec<Effect>,
+    ) {
+        let widest = self.fleet.widest().max(self.shape.gpus);
+        if cell.gpus > widest {
+            let why = format!(
+                "no node has {} GPUs, or could have: the largest has {widest}; ask for fewer, or add \
+                 a larger node",
+                cell.gpus
+            );
+            effects.push(Effect::Refuse { kernel, why });
+            return;
+        }
         let Some(session) = self.sessions.get_mut(&kernel) else { return };
         match session.phase {
             Phase::Idle => {

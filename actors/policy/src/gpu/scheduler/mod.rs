@@ -179,6 +179,13 @@ pub enum Effect {
         /// Why there.
         reasons: Reasons,
     },
+    /// A cell can never have what it wants: it is not in the queue.
+    Refuse {
+        /// Of which kernel.
+        kernel: KernelId,
+        /// Why, and what to do, as a sentence.
+        why: String,
+    },
     /// A member leaves a node that is given back.
     MoveMember {
         /// Of which kernel.
@@ -232,6 +239,7 @@ pub struct Scheduler {
     subscribed: u64,
     pauses: Durations,
     cells: Durations,
+    /// When it will next be woken; 0 if it asked for nothing.
     woken_at_ms: u64,
 }
 
@@ -300,16 +308,22 @@ impl Scheduler {
             }
             Input::SessionClosed { kernel } => self.close(kernel),
             Input::CellSubmitted { kernel, gpus, priority, deadline_ms } => {
-                self.submitted(kernel, Submitted { gpus, priority, deadline_ms, at_ms: now_ms });
+                let cell = Submitted { gpus, priority, deadline_ms, at_ms: now_ms };
+                self.submitted(kernel, cell, &mut effects);
             }
             Input::CellEnded { kernel } => self.ended(now_ms, kernel),
             Input::Released { kernel } => self.released(kernel),
             Input::MemberMoved { kernel, from, to } => self.member_moved(kernel, from, to),
             Input::Look => self.look(now_ms, &mut effects),
-            Input::Woken => self.woken_at_ms = 0,
+            // One that was overtaken by an earlier one says nothing of the next.
+            Input::Woken if self.woken_at_ms <= now_ms => self.woken_at_ms = 0,
+            Input::Woken => {}
         }
         self.dispatch(now_ms, &mut effects);
         self.give_back_empty(&mut effects);
         effects
     }
 }
+
+#[cfg(test)]
+mod tests;

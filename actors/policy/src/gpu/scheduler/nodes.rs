@@ -73,13 +73,23 @@ impl Scheduler {
     pub(super) fn member_moved(&mut self, kernel: KernelId, from: Slot, to: Slot) {
         let Some(session) = self.sessions.get_mut(&kernel) else { return };
         let gpus = session.gpus;
-        if !session.members.contains(&from) {
-            return;
+        let Some(at) = session.moving.iter().position(|it| *it == (from, to)) else { return };
+        session.moving.swap_remove(at);
+        let is_member = session.members.contains(&from);
+        session.members.retain(|it| *it != from);
+        if is_member {
+            self.forget_member(kernel, from, gpus);
         }
-        session.members.retain(|it| *it != from && *it != to);
-        session.members.push(to);
-        self.forget_member(kernel, from, gpus);
-        self.members_on.entry(to).or_default().insert(kernel);
+        let is_there = self.fleet.get(to).is_some();
+        let Some(session) = self.sessions.get_mut(&kernel) else { return };
+        if is_member && is_there && !session.members.contains(&to) {
+            session.members.push(to);
+            self.members_on.entry(to).or_default().insert(kernel);
+        } else {
+            // It was replaced on its way, or its new node was lost.
+            self.fleet.unsubscribe(to, gpus);
+            self.place_members(kernel);
+        }
     }
 
     /// The regular look at the number of nodes.
@@ -106,12 +116,6 @@ impl Scheduler {
             growth: &growth,
         };
         let plan = self.policies.scaling.plan(&view);
-        for slot in &plan.open {
-            self.fleet.set_state(*slot, NodeState::Open);
-        }
-        for slot in &plan.close {
-            self.fleet.set_state(*slot, NodeState::Draining);
-        }
         for slot in &plan.give_back {
             self.evacuate(*slot, effects);
         }
@@ -140,8 +144,13 @@ impl Scheduler {
 
     /// Closes a node and moves its members away; nothing is done unless each has a place to go to.
     fn evacuate(&mut self, slot: Slot, effects: &mut Vec<Effect>) {
-        self.fleet.set_state(slot, NodeState::Draining);
         let kernels = self.members_on.get(&slot).cloned().unwrap_or_default();
+        let Some(node) = self.fleet.get(slot) else { return };
+        if node.members as usize != kernels.len() {
+            // Members are on their way to it.
+            return;
+        }
+        self.fleet.set_state(slot, NodeState::Draining);
         let mut moves = Vec::new();
         for kernel in kernels {
             let Some(session) = self.sessions.get(&kernel) else { continue };
@@ -149,7 +158,7 @@ impl Scheduler {
                 gpus: session.gpus,
                 vram_mib: session.vram_mib,
                 count: 1,
-                present: session.members.clone(),
+                present: session.present(),
             };
             let to = self.policies.placement.place(&self.fleet, &request).slots.first().copied();
             let Some(to) = to else {
@@ -162,11 +171,12 @@ impl Scheduler {
             self.fleet.subscribe(to, request.gpus);
             moves.push((kernel, to, request.gpus));
         }
-        effects.extend(moves.into_iter().map(|(kernel, to, _)| Effect::MoveMember {
-            kernel,
-            from: slot,
-            to,
-        }));
+        for (kernel, to, _) in moves {
+            if let Some(session) = self.sessions.get_mut(&kernel) {
+                session.moving.push((slot, to));
+            }
+            effects.push(Effect::MoveMember { kernel, from: slot, to });
+        }
     }
 
     /// Gives back the closed nodes on which nothing is left.

@@ -28,6 +28,8 @@ pub struct Session {
     pub state_mib: u64,
     /// Where its members are.
     pub members: Vec<Slot>,
+    /// Members that are on their way: from where, to where. They count on both nodes.
+    pub moving: Vec<(Slot, Slot)>,
     /// Where its process is.
     pub executor: Option<Slot>,
     /// What it does.
@@ -63,6 +65,7 @@ impl Session {
             vram_mib,
             state_mib,
             members: Vec::new(),
+            moving: Vec::new(),
             executor: None,
             phase: Phase::Idle,
             bound: None,
@@ -74,6 +77,11 @@ impl Session {
             held: 0,
             next: None,
         }
+    }
+
+    /// Nodes that have a member, or will have one.
+    pub(super) fn present(&self) -> Vec<Slot> {
+        self.members.iter().copied().chain(self.moving.iter().map(|it| it.1)).collect()
     }
 
     pub(super) fn want(&self) -> CellWant {
