@@ -52,7 +52,6 @@ impl Autoscaling for Subscription {
             give_back: idle(view, now.saturating_sub(limit.max(target)).min(GIVEN_BACK_MAX)),
             target,
             load,
-            ..ScalePlan::default()
         }
     }
 
