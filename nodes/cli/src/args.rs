@@ -11,8 +11,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
-    bench::BenchArgs, demo::DemoArgs, gateway::GatewayArgs, kernelspec::KernelspecVerb,
-    node::NodeArgs, output::Format, simulate::SimulateArgs, up::UpArgs,
+    bench::BenchArgs,
+    demo::DemoArgs,
+    gateway::GatewayArgs,
+    kernelspec::KernelspecVerb,
+    node::NodeArgs,
+    output::Format,
+    simulate::{ExplainArgs, SimulateArgs},
+    up::UpArgs,
 };
 
 /// Notebook kernels that outlive their machines.
@@ -79,6 +85,8 @@ pub enum Verb {
     Demo(DemoArgs),
     /// Replay a trace of sessions through GPU schedulers on a virtual clock: a simulation.
     Simulate(SimulateArgs),
+    /// Say why a simulated scheduler decided as it did.
+    Explain(ExplainArgs),
     /// Measure.
     Bench(BenchArgs),
     /// Print a completion script for a shell.

@@ -98,6 +98,7 @@ async fn run(cli: Cli) -> Outcome {
         Verb::Doctor(args) => doctor::run(&context, args).await,
         Verb::Demo(args) => demo::run(&context, args).await,
         Verb::Simulate(args) => simulate::run(&context, args).await,
+        Verb::Explain(args) => simulate::explain(&context, &args),
         Verb::Bench(args) => bench::run(&context, args).await,
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "callboard", &mut io::stdout());

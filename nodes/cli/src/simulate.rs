@@ -1,14 +1,19 @@
-//! `callboard simulate`: a trace of sessions through GPU schedulers on a virtual clock.
+//! `callboard simulate`: a trace of sessions through GPU schedulers on a virtual clock; and `callboard
+//! explain`: why they decided as they did.
 
 use std::{
     fs,
+    io::{BufReader, BufWriter, Write as _},
     path::{Path, PathBuf},
     thread,
 };
 
+use callboard_protocol::KernelId;
 use callboard_simulator::{
     compare::{self, Comparison, Kind},
     costs::Cluster,
+    decisions::{self, Explainer, Header, Recorder},
+    engine::Setting,
     plots,
     synthetic::{self, Fit},
     trace::{Trace, TraceLimits},
@@ -44,6 +49,9 @@ pub struct SimulateArgs {
     /// Draw delay.svg, gpus.svg and subscription.svg into this folder.
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
+    /// Write every decision of the one scheduler named by --policy into this file, for `explain`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["plots", "what_if"])]
+    decisions: Option<PathBuf>,
     /// Run once for each value of one key of the configuration, such as `forecast.z=1,2,3`.
     #[arg(long, value_name = "KEY=V1,V2,…", conflicts_with = "plots")]
     what_if: Option<String>,
@@ -106,6 +114,9 @@ fn simulate(printer: Printer, args: &SimulateArgs) -> Outcome {
     let (trace, fit) = open(&args.source, &cluster, args.seed)?;
     if let Some(what_if) = &args.what_if {
         return sweep(printer, args, &trace, &cluster, what_if);
+    }
+    if let Some(file) = &args.decisions {
+        return record(args, &trace, cluster, file);
     }
     let comparison = compare_all(&trace, &cluster, &args.policy.0, args.seed)?;
     if let Some(folder) = &args.plots {
@@ -175,6 +186,92 @@ pub(crate) fn compare_all(
     let comparison = compare::compare(trace, cluster, kinds, seed, threads, &done);
     bar.finish_and_clear();
     comparison.map_err(Failure::environment)
+}
+
+/// Runs one scheduler and writes what it decides.
+fn record(args: &SimulateArgs, trace: &Trace, cluster: Cluster, file: &Path) -> Outcome {
+    let [policy] = args.policy.0[..] else {
+        return Err(Failure::usage("--decisions is for one scheduler: name it with --policy"));
+    };
+    let fail = |error: std::io::Error| {
+        Failure::environment(format!("cannot write {}: {error}", file.display()))
+    };
+    let header = Header { policy, seed: args.seed, cluster };
+    let to = BufWriter::new(fs::File::create(file).map_err(fail)?);
+    let mut recorder = Recorder::new(to, &header).map_err(fail)?;
+    let setting = Setting {
+        trace,
+        cluster: &header.cluster,
+        seed: args.seed,
+        windows: &[],
+        nodes: 0,
+        sample_every_ms: trace.horizon_ms.max(1),
+    };
+    compare::run(policy, &setting, &mut recorder).map_err(Failure::environment)?;
+    recorder.finish().map_err(fail)?;
+    say(&format!("decisions of {}: {}", policy.name(), file.display()));
+    Ok(Exit::Ok)
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Clone, Args)]
+pub struct ExplainArgs {
+    /// A file that `simulate --decisions` wrote.
+    file: PathBuf,
+    /// Only what concerns this kernel: its id, or its number in the trace.
+    #[arg(long, value_name = "KERNEL", value_parser = parse_kernel)]
+    kernel: Option<KernelId>,
+    /// Decide everything again and say whether it comes out the same.
+    #[arg(long)]
+    replay: bool,
+}
+
+fn parse_kernel(text: &str) -> Result<KernelId, String> {
+    if let Ok(number) = text.parse::<u64>() {
+        return Ok(KernelId::from_number(u128::from(number)));
+    }
+    text.parse().map_err(|_| format!("'{text}' is neither a kernel's id nor a number"))
+}
+
+/// Says why a simulated scheduler decided as it did.
+///
+/// # Errors
+/// A [`Failure`] if the file cannot be read.
+pub fn explain(context: &Context, args: &ExplainArgs) -> Outcome {
+    let fail = |why: &dyn std::fmt::Display| {
+        Failure::usage(format!("cannot explain {}: {why}", args.file.display()))
+    };
+    let from = BufReader::new(fs::File::open(&args.file).map_err(|error| fail(&error))?);
+    let (header, records) = decisions::read(from).map_err(|error| fail(&error))?;
+    if args.replay {
+        let replayed = decisions::replay(&header, records).map_err(|error| fail(&error))?;
+        context.printer.data(&replayed, |it| match it.first_differing_at_ms {
+            None => format!("{} decisions, all the same", it.decisions),
+            Some(at_ms) => format!(
+                "{} decisions, {} differ; the first after {} ms",
+                it.decisions, it.differing, at_ms
+            ),
+        })?;
+        return Ok(if replayed.differing == 0 { Exit::Ok } else { Exit::Failed });
+    }
+    let mut explainer = Explainer::default();
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    for record in records {
+        let record = record.map_err(|error| fail(&error))?;
+        for line in explainer.explain(&record, args.kernel) {
+            let line = if context.printer.is_json() {
+                json!({ "simulated": true, "at_ms": record.at_ms, "explanation": line }).to_string()
+            } else {
+                line
+            };
+            if writeln!(out, "{line}").is_err() {
+                // Whoever read has read enough.
+                return Ok(Exit::Ok);
+            }
+        }
+    }
+    let _read_enough = out.flush();
+    Ok(Exit::Ok)
 }
 
 fn as_json(comparison: &Comparison, trace: &Trace, seed: u64, fit: Option<Fit>) -> Value {

@@ -7,7 +7,7 @@ use callboard_policy::gpu::{
     presets,
     scheduler::Policies,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     chance::Stream,
@@ -34,7 +34,7 @@ const Z_MAX: f64 = 20.0;
 const SEARCH_STEPS: u32 = 6;
 
 /// A scheduler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// GPUs from a session's first task to its last.

@@ -84,6 +84,7 @@ pub struct Setting<'a> {
 enum Event {
     NodeUp(Slot),
     MemberMoved { kernel: KernelId, from: Slot, to: Slot },
+    Prefetched { kernel: KernelId, slot: Slot },
     Ended(KernelId),
     Released(KernelId),
     Close(KernelId),
@@ -211,6 +212,9 @@ impl<'a> Engine<'a> {
                 self.each(|it, now_ms| it.moved(now_ms));
                 self.tell(Input::MemberMoved { kernel, from, to }, watch);
             }
+            Event::Prefetched { kernel, slot } => {
+                self.tell(Input::Prefetched { kernel, slot }, watch);
+            }
             Event::Submit(kernel) => self.submit(kernel, watch),
             Event::Ended(kernel) => self.end(kernel, watch),
             Event::Released(kernel) => self.tell(Input::Released { kernel }, watch),
@@ -267,6 +271,12 @@ impl<'a> Engine<'a> {
                 let state_mib = self.live.get(&kernel).map_or(0, |it| it.state_mib);
                 let takes_ms = cluster.costs.copy_ms(state_mib);
                 self.at(self.now_ms + takes_ms, Event::MemberMoved { kernel, from, to });
+            }
+            Effect::Prefetch { kernel, slot } => {
+                let state_mib = self.live.get(&kernel).map_or(0, |it| it.state_mib);
+                let takes_ms = cluster.costs.copy_ms(state_mib);
+                self.at(self.now_ms + takes_ms, Event::Prefetched { kernel, slot });
+                self.each(|it, now_ms| it.prefetched(now_ms, state_mib));
             }
             Effect::Grant { kernel, gpus, start, .. } => self.grant(kernel, gpus, start),
             Effect::Reclaimed { kernel } => {

@@ -4,6 +4,7 @@
 mod chance;
 pub mod compare;
 pub mod costs;
+pub mod decisions;
 pub mod engine;
 pub mod floor;
 pub mod metrics;

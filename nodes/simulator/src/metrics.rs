@@ -43,6 +43,7 @@ pub struct Metrics {
     boots: u64,
     given_back: u64,
     reclaimed: u64,
+    prefetched_mib: u64,
     provisioned_gpu_ms: u64,
     held_gpu_ms: u64,
     used_gpu_ms: u64,
@@ -87,6 +88,8 @@ pub struct Summary {
     pub nodes_given_back: u64,
     /// Sessions that lost what they held.
     pub reclaimed: u64,
+    /// Bytes brought to nodes ahead of cells, in GiB.
+    pub prefetched_gib: f64,
     /// What the nodes cost.
     pub cost: f64,
     /// What users pay for what their cells held.
@@ -115,6 +118,7 @@ impl Metrics {
             boots: 0,
             given_back: 0,
             reclaimed: 0,
+            prefetched_mib: 0,
             provisioned_gpu_ms: 0,
             held_gpu_ms: 0,
             used_gpu_ms: 0,
@@ -157,6 +161,10 @@ impl Metrics {
 
     pub(crate) fn gave_back(&mut self, at_ms: u64) {
         self.given_back += u64::from(self.window.has(at_ms));
+    }
+
+    pub(crate) fn prefetched(&mut self, at_ms: u64, state_mib: u64) {
+        self.prefetched_mib += if self.window.has(at_ms) { state_mib } else { 0 };
     }
 
     pub(crate) fn reclaimed(&mut self, at_ms: u64) {
@@ -206,6 +214,7 @@ impl Metrics {
             nodes_booted: self.boots,
             nodes_given_back: self.given_back,
             reclaimed: self.reclaimed,
+            prefetched_gib: self.prefetched_mib as f64 / 1_024.0,
             cost: hours(self.provisioned_gpu_ms) / f64::from(gpus_of_a_node.max(1))
                 * prices.node_hour,
             revenue: hours(self.held_gpu_ms) * prices.gpu_hour_used,

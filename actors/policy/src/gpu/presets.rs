@@ -27,6 +27,7 @@ pub fn callboard(knobs: ForecastKnobs) -> Policies {
         migration: Some(Migration {
             choice: Box::new(Cheapest),
             start: Start::FromPeer,
+            is_proactive: true,
             backoff: None,
         }),
         queueing: Box::new(FairShare { bound_ms: BOUND_MS }),
@@ -49,6 +50,7 @@ pub fn notebookos(boot_ms: u64, seed: u64) -> Policies {
         migration: Some(Migration {
             choice: Box::new(RandomMember::new(seed)),
             start: Start::FromStorage,
+            is_proactive: false,
             backoff: Some(Backoff {
                 first_ms: 0.75 * boot_ms,
                 factor: 1.25,

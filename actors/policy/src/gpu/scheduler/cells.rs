@@ -236,6 +236,8 @@ impl Scheduler {
         let Some(session) = self.sessions.get_mut(&kernel) else { return };
         session.phase = Phase::Running(slot);
         session.executor = Some(slot);
+        // The cell changes the session; a copy of what it was is worth nothing.
+        session.copy = None;
         session.since_ms = now_ms;
         if matches!(binding, Binding::Session { .. }) {
             session.bound = Some(slot);

@@ -10,6 +10,9 @@ use crate::gpu::{autoscaling::Growth, fleet::Slot, history::Durations};
 /// A session that is likely to be back within this time has a claim on where it was.
 const CLAIM_MS: u64 = 120_000;
 
+/// From this probability on, a session is expected back.
+const LIKELY: f64 = 0.1;
+
 /// What is known of all sessions.
 pub(super) struct Known<'a> {
     pub(super) sessions: &'a BTreeMap<KernelId, Session>,
@@ -52,6 +55,21 @@ impl Known<'_> {
             }
         }
         claims
+    }
+
+    /// Idle sessions that are expected back, and the GPUs that each claims where its process is.
+    pub(super) fn returning(&self, now_ms: u64) -> Vec<(KernelId, f64)> {
+        let claim = |(kernel, session): (&KernelId, &Session)| {
+            let is_idle =
+                session.phase == Phase::Idle && session.has_run && session.bound.is_none();
+            if !is_idle {
+                return None;
+            }
+            let so_far_ms = now_ms - session.since_ms;
+            let returns = session.pauses.ends_within(self.pauses, so_far_ms, CLAIM_MS);
+            (returns >= LIKELY).then(|| (*kernel, returns * f64::from(session.cell_gpus)))
+        };
+        self.sessions.iter().filter_map(claim).collect()
     }
 
     /// With which probability a session changes what is in use, and in which direction.

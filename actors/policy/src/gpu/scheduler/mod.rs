@@ -67,6 +67,8 @@ pub struct Migration {
     pub choice: Box<dyn MigrationChoice + Send>,
     /// How its cell starts there.
     pub start: Start,
+    /// Bring the bytes of sessions that will likely move ahead of their cells.
+    pub is_proactive: bool,
     /// Waits between attempts to find a target; a scheduler without looks whenever GPUs are free.
     pub backoff: Option<Backoff>,
 }
@@ -146,6 +148,13 @@ pub enum Input {
         /// Where it is.
         to: Slot,
     },
+    /// The bytes of a session were brought to a node ahead of its next cell.
+    Prefetched {
+        /// Of which kernel.
+        kernel: KernelId,
+        /// To which node.
+        slot: Slot,
+    },
     /// The regular look at the number of nodes.
     Look,
     /// A wait that was asked for is over.
@@ -194,6 +203,14 @@ pub enum Effect {
         from: Slot,
         /// To where.
         to: Slot,
+    },
+    /// Bring the bytes of a session to a node: its next cell will likely run there as a guest. Say
+    /// [`Input::Prefetched`] when they are there.
+    Prefetch {
+        /// Of which kernel.
+        kernel: KernelId,
+        /// To which node.
+        slot: Slot,
     },
     /// A session that was idle for too long lost what it held.
     Reclaimed {
@@ -314,6 +331,7 @@ impl Scheduler {
             Input::CellEnded { kernel } => self.ended(now_ms, kernel),
             Input::Released { kernel } => self.released(kernel),
             Input::MemberMoved { kernel, from, to } => self.member_moved(kernel, from, to),
+            Input::Prefetched { kernel, slot } => self.prefetched(kernel, slot),
             Input::Look => self.look(now_ms, &mut effects),
             // One that was overtaken by an earlier one says nothing of the next.
             Input::Woken if self.woken_at_ms <= now_ms => self.woken_at_ms = 0,

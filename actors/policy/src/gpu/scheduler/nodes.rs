@@ -2,7 +2,7 @@
 
 use callboard_protocol::KernelId;
 
-use super::{Binding, Effect, Phase, Scheduler, growth::Known};
+use super::{Binding, Effect, Phase, Scheduler, growth::Known, session::Copy};
 use crate::gpu::{
     autoscaling::ScaleView,
     fleet::{NodeShape, NodeState, Slot},
@@ -105,6 +105,7 @@ impl Scheduler {
         };
         let claims = known.claims(now_ms);
         self.fleet.claim(&claims);
+        let returning = known.returning(now_ms);
         let growth = |ahead_ms: u64| known.growth(now_ms, ahead_ms);
         let view = ScaleView {
             now_ms,
@@ -120,6 +121,46 @@ impl Scheduler {
             self.evacuate(*slot, effects);
         }
         self.boot(plan.add, effects);
+        self.prefetch(returning, effects);
+    }
+
+    /// Brings the bytes of sessions that will be back soon, and for which there will be no room where
+    /// they are, to where there is room now.
+    fn prefetch(&mut self, returning: Vec<(KernelId, f64)>, effects: &mut Vec<Effect>) {
+        for (kernel, own) in returning {
+            let Some(migration) = self.policies.migration.as_mut().filter(|it| it.is_proactive)
+            else {
+                return;
+            };
+            let Some(session) = self.sessions.get_mut(&kernel) else { continue };
+            let want = session.want();
+            // Room is what others do not claim; this session's own claim is where its process is.
+            let has_room = |slot: Slot| {
+                self.fleet.get(slot).is_some_and(|node| {
+                    let own = if want.executor == Some(slot) { own } else { 0.0 };
+                    let others = f64::from(node.claimed_milli) / 1_000.0 - own;
+                    node.state == NodeState::Open
+                        && f64::from(node.free) >= f64::from(want.gpus) + others.max(0.0).ceil()
+                })
+            };
+            let is_copied =
+                session.copy.as_ref().is_some_and(|it| !it.is_there || has_room(it.slot));
+            let mut own = want.executor.into_iter().chain(want.members.iter().copied());
+            if is_copied || own.any(has_room) {
+                continue;
+            }
+            if let Some(slot) = migration.choice.choose(&self.fleet, &want).to {
+                session.copy = Some(Copy { slot, is_there: false });
+                effects.push(Effect::Prefetch { kernel, slot });
+            }
+        }
+    }
+
+    pub(super) fn prefetched(&mut self, kernel: KernelId, slot: Slot) {
+        let copy = self.sessions.get_mut(&kernel).and_then(|it| it.copy.as_mut());
+        if let Some(copy) = copy.filter(|it| it.slot == slot) {
+            copy.is_there = true;
+        }
     }
 
     /// Sessions that hold GPUs and were idle for too long lose them.

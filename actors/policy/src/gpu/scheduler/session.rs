@@ -15,6 +15,15 @@ pub enum Phase {
     Clearing(Slot),
 }
 
+/// Bytes on a node that has no member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copy {
+    /// On which.
+    pub slot: Slot,
+    /// Whether they have arrived.
+    pub is_there: bool,
+}
+
 /// One kernel.
 #[derive(Debug, Clone)]
 pub struct Session {
@@ -32,6 +41,8 @@ pub struct Session {
     pub moving: Vec<(Slot, Slot)>,
     /// Where its process is.
     pub executor: Option<Slot>,
+    /// A node that has its present bytes, or will have them soon, though no member is there.
+    pub copy: Option<Copy>,
     /// What it does.
     pub phase: Phase,
     /// Where it holds GPUs between cells.
@@ -67,6 +78,7 @@ impl Session {
             members: Vec::new(),
             moving: Vec::new(),
             executor: None,
+            copy: None,
             phase: Phase::Idle,
             bound: None,
             since_ms: now_ms,
@@ -84,12 +96,18 @@ impl Session {
         self.members.iter().copied().chain(self.moving.iter().map(|it| it.1)).collect()
     }
 
+    /// Nodes from whose disks it can start.
+    fn with_bytes(&self) -> Vec<Slot> {
+        let copy = self.copy.as_ref().filter(|it| it.is_there && !self.members.contains(&it.slot));
+        self.members.iter().copied().chain(copy.map(|it| it.slot)).collect()
+    }
+
     pub(super) fn want(&self) -> CellWant {
         CellWant {
             gpus: self.cell_gpus,
             vram_mib: self.vram_mib,
             executor: self.executor,
-            members: self.members.clone(),
+            members: self.with_bytes(),
             state_mib: self.state_mib,
         }
     }

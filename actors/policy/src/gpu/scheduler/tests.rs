@@ -43,6 +43,7 @@ fn scheduler(nodes: u32, is_fixed: bool) -> Scheduler {
         migration: Some(Migration {
             choice: Box::new(Cheapest),
             start: Start::FromPeer,
+            is_proactive: true,
             backoff: None,
         }),
         queueing: Box::new(FairShare { bound_ms: BOUND_MS }),
@@ -295,4 +296,46 @@ fn a_wake_that_was_overtaken_does_not_ask_for_another() {
     // Said too early, it changes nothing; at its time, the next is asked for.
     assert_eq!(asked(&scheduler.handle(70_000, &Input::Woken)), 0);
     assert_eq!(asked(&scheduler.handle(50_000 + BOUND_MS, &Input::Woken)), 1);
+}
+
+#[test]
+fn a_session_that_will_be_back_and_find_no_room_has_its_bytes_brought_to_where_there_is_some() {
+    let mut scheduler = scheduler(2, true);
+    scheduler.open_session(1, 8);
+    // Twenty cells of ten seconds, a minute apart: it will be back.
+    for step in 0..20 {
+        let now_ms = step * 70_000;
+        assert_eq!(grants(&scheduler.submit(now_ms, 1, 8)).len(), 1);
+        scheduler.end(now_ms + 10_000, 1);
+    }
+    let home = scheduler.session(kernel(1)).unwrap().executor.unwrap();
+    let now_ms = 19 * 70_000 + 10_000;
+    // Where it was, there is room: nothing is brought anywhere.
+    let prefetched = |effects: &[Effect]| {
+        effects.iter().find_map(|it| match it {
+            Effect::Prefetch { slot, .. } => Some(*slot),
+            _ => None,
+        })
+    };
+    let look = |scheduler: &mut Scheduler, at_ms| scheduler.handle(at_ms, &Input::Look);
+    assert_eq!(prefetched(&look(&mut scheduler, now_ms + 10_000)), None);
+    // Others fill its node.
+    for number in 2..=9 {
+        scheduler.open_session(number, 1);
+        scheduler.submit(now_ms + 11_000, number, 1);
+    }
+    assert_eq!(scheduler.fleet().get(home).unwrap().free, 0, "they were meant to fill it");
+    let to = prefetched(&look(&mut scheduler, now_ms + 20_000)).unwrap();
+    assert_ne!(to, home);
+    // Once, and until the bytes are there the start is one from a peer.
+    assert_eq!(prefetched(&look(&mut scheduler, now_ms + 30_000)), None);
+    scheduler.handle(now_ms + 31_000, &Input::Prefetched { kernel: kernel(1), slot: to });
+    let effects = scheduler.submit(now_ms + 60_000, 1, 8);
+    assert!(
+        effects.iter().any(|it| matches!(
+            it,
+            Effect::Grant { slot, start: Start::Standby, .. } if *slot == to
+        )),
+        "{effects:?}"
+    );
 }
