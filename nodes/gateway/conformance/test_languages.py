@@ -44,7 +44,8 @@ def test_a_bash_kernel_runs_is_interrupted_and_restarted(gateway, token):
         assert [it["content"]["language_info"]["name"] for it in info if it["channel"] == "shell"] == ["bash"]
         assert text(run(socket, execute("x=5; echo hello"))) == "hello\n"
         assert text(run(socket, execute("echo $x"))) == "5\n"
-        waiting = execute("echo on; sleep 100")
+        # Said by what is interrupted: between two commands of its own, bash may miss a Ctrl-C.
+        waiting = execute("sh -c 'echo on; exec sleep 100'")
         socket.send(json.dumps(waiting))
         heard = []
         while not any(it["msg_type"] == "stream" for it in heard):
