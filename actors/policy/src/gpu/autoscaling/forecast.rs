@@ -32,7 +32,7 @@ pub struct ForecastKnobs {
 impl Default for ForecastKnobs {
     fn default() -> Self {
         Self {
-            z: 1.6,
+            z: 1.5,
             interval_ms: 10_000,
             ahead_ms: 60_000,
             hold_ms: 120_000,
