@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use super::{CellWant, Choice, ExecutorChoice};
 use crate::gpu::{
     costs::Start,
-    decision::{Ranked, Reasons, Refusal},
+    decision::{RUNNERS_UP_MAX, Ranked, Reasons, Refusal},
     fleet::{Fleet, NodeState, Slot},
 };
 
@@ -51,6 +51,7 @@ impl ExecutorChoice for PreviousFirst {
         let rest = others.iter().filter(|(_, slot)| chosen.is_none_or(|it| it.0 != *slot));
         reasons.runners_up = rest
             .map(|(Reverse(free), slot)| Ranked { slot: *slot, cost: u64::from(*free) })
+            .take(RUNNERS_UP_MAX)
             .collect();
         Choice { chosen, reasons }
     }
