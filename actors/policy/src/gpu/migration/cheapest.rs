@@ -21,14 +21,15 @@ const CLAIM_WEIGHT: u64 = 4;
 pub struct Cheapest;
 
 impl Cheapest {
-    /// What sessions that will be back soon would lack after a cell of `gpus`, and what would be left
-    /// over; then the age: what is young goes first when nodes are given back.
+    /// Thousandths of GPUs: what sessions that will be back soon would lack after a cell of `gpus`, and
+    /// what would be left over. Of equals the oldest is taken: what is young goes first when nodes are
+    /// given back.
     fn cost(fleet: &Fleet, slot: Slot, gpus: u32) -> Option<u64> {
         let node = fleet.get(slot)?;
         let left_milli = u64::from(node.free.checked_sub(gpus)?) * 1_000;
         let claimed_milli = u64::from(node.claimed_milli).min(u64::from(node.free) * 1_000);
         let lacking_milli = claimed_milli.saturating_sub(left_milli);
-        Some((lacking_milli * CLAIM_WEIGHT + left_milli) << 32 | u64::from(slot.0))
+        Some(lacking_milli * CLAIM_WEIGHT + left_milli)
     }
 }
 
