@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Autoscaling, ScalePlan, ScaleView, empty, nodes_for};
+use super::{Autoscaling, Lacking, ScalePlan, ScaleView, empty, nodes_for};
 use crate::gpu::fleet::NodeState;
 
 /// What can be turned.
@@ -72,17 +72,6 @@ pub struct Forecast {
     surplus: VecDeque<(u64, i64)>,
 }
 
-/// What is free, and what should be.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Balance {
-    /// Nodes that are empty and open.
-    empty: i64,
-    /// GPUs that should be free.
-    wanted: f64,
-    /// Empty nodes that should be there.
-    wanted_empty: i64,
-}
-
 impl Forecast {
     /// With these knobs.
     #[must_use]
@@ -90,7 +79,8 @@ impl Forecast {
         Self { knobs, surplus: VecDeque::new() }
     }
 
-    fn balance(&self, view: &ScaleView<'_>) -> Balance {
+    /// By how many the empty nodes, with those that start, are more than there should be.
+    fn surplus(&self, view: &ScaleView<'_>) -> i64 {
         let growth = (view.growth)(view.boot_ms + self.knobs.ahead_ms);
         let quantile = |mean: f64, variance: f64| (mean + self.knobs.z * variance.sqrt()).max(0.0);
         let waiting: u32 = view.waiting.iter().map(|it| it.gpus).sum();
@@ -103,7 +93,7 @@ impl Forecast {
         let partial = f64::from(partial);
         let gpus = f64::from(view.shape.gpus.max(1));
         let wanted_empty = ((wanted - partial.min(narrow)) / gpus).ceil() as i64;
-        Balance { empty, wanted, wanted_empty }
+        empty + i64::from(view.booting) - wanted_empty
     }
 
     /// The least surplus of late.
@@ -124,14 +114,9 @@ impl Autoscaling for Forecast {
     }
 
     fn plan(&mut self, view: &ScaleView<'_>) -> ScalePlan {
-        let balance = self.balance(view);
-        let surplus = balance.empty + i64::from(view.booting) - balance.wanted_empty;
+        let surplus = self.surplus(view);
         let lasting = self.lasting_surplus(view.now_ms, surplus);
-        let mut plan = ScalePlan {
-            target: u32::try_from(view.fleet.len() as i64 - surplus).unwrap_or(0),
-            load: view.fleet.held() as f64 + balance.wanted,
-            ..ScalePlan::default()
-        };
+        let mut plan = ScalePlan::default();
         if surplus < 0 {
             plan.add = u32::try_from(surplus.unsigned_abs()).unwrap_or(u32::MAX);
         } else if lasting > 0 {
@@ -142,8 +127,8 @@ impl Autoscaling for Forecast {
         plan
     }
 
-    fn on_waiting(&mut self, view: &ScaleView<'_>, _unheard: u32) -> u32 {
-        nodes_for(view.waiting, view.shape).saturating_sub(view.booting)
+    fn on_waiting(&mut self, lacking: &Lacking<'_>) -> u32 {
+        nodes_for(lacking.waiting, lacking.shape).saturating_sub(lacking.booting)
     }
 
     fn patience_ms(&self) -> u64 {

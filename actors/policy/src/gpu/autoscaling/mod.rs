@@ -44,17 +44,26 @@ pub struct ScaleView<'a> {
     pub growth: &'a dyn Fn(u64) -> Growth,
 }
 
+/// Cells for which there is no room.
+#[derive(Debug, Clone, Copy)]
+pub struct Lacking<'a> {
+    /// All of them.
+    pub waiting: &'a [Waiting],
+    /// How many of them are new since the last time.
+    pub unheard: u32,
+    /// Nodes that were asked for and are not up.
+    pub booting: u32,
+    /// What a new node is made of.
+    pub shape: NodeShape,
+}
+
 /// What to do about the number of nodes.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ScalePlan {
     /// Nodes to ask for.
     pub add: u32,
     /// Nodes to give back: members move away first.
     pub give_back: Vec<Slot>,
-    /// The number that was aimed at, of nodes, and what led to it.
-    pub target: u32,
-    /// GPUs in use that the target was made for.
-    pub load: f64,
 }
 
 /// Decides how many nodes there should be.
@@ -65,9 +74,8 @@ pub trait Autoscaling {
     /// The regular look.
     fn plan(&mut self, view: &ScaleView<'_>) -> ScalePlan;
 
-    /// Nodes to ask for at once, as there is no room for the cells that wait. `unheard` of them are
-    /// new since the last time.
-    fn on_waiting(&mut self, view: &ScaleView<'_>, unheard: u32) -> u32;
+    /// Nodes to ask for at once, as there is no room for cells that wait.
+    fn on_waiting(&mut self, lacking: &Lacking<'_>) -> u32;
 
     /// For how long a cell waits before its want is heard.
     fn patience_ms(&self) -> u64 {

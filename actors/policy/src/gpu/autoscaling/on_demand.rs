@@ -1,7 +1,7 @@
 //! As many nodes as cells ask for; empty ones are given back when more stand idle than 10 % of what
 //! is in use. The peers that keep no members: reservation, batch and pooled containers.
 
-use super::{Autoscaling, ScalePlan, ScaleView, empty, nodes_for};
+use super::{Autoscaling, Lacking, ScalePlan, ScaleView, empty, nodes_for};
 
 const INTERVAL_MS: u64 = 30_000;
 const LIMIT: f64 = 1.10;
@@ -21,10 +21,10 @@ impl Autoscaling for OnDemand {
         let target = (load * LIMIT / f64::from(view.shape.gpus.max(1))).ceil() as u32;
         let surplus = view.fleet.len().saturating_sub(target as usize).min(GIVEN_BACK_MAX);
         let give_back = empty(view.fleet).take(surplus).collect();
-        ScalePlan { give_back, target, load, ..ScalePlan::default() }
+        ScalePlan { add: 0, give_back }
     }
 
-    fn on_waiting(&mut self, view: &ScaleView<'_>, _unheard: u32) -> u32 {
-        nodes_for(view.waiting, view.shape).saturating_sub(view.booting)
+    fn on_waiting(&mut self, lacking: &Lacking<'_>) -> u32 {
+        nodes_for(lacking.waiting, lacking.shape).saturating_sub(lacking.booting)
     }
 }

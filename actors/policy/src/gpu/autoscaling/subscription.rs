@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 
-use super::{Autoscaling, ScalePlan, ScaleView};
+use super::{Autoscaling, Lacking, ScalePlan, ScaleView};
 use crate::gpu::fleet::Slot;
 
 /// Hosts that its deployment scripts begin with, and never go below.
@@ -50,14 +50,12 @@ impl Autoscaling for Subscription {
         ScalePlan {
             add: target.saturating_sub(now),
             give_back: idle(view, now.saturating_sub(limit.max(target)).min(GIVEN_BACK_MAX)),
-            target,
-            load,
         }
     }
 
     /// Each failed attempt asks for one host.
-    fn on_waiting(&mut self, _view: &ScaleView<'_>, unheard: u32) -> u32 {
-        unheard
+    fn on_waiting(&mut self, lacking: &Lacking<'_>) -> u32 {
+        lacking.unheard
     }
 }
 

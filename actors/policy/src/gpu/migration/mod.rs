@@ -8,7 +8,6 @@ use super::{
     executor::CellWant,
     fleet::{Fleet, Slot},
 };
-use crate::chance::Chance;
 
 pub use cheapest::Cheapest;
 pub use random_member::RandomMember;
@@ -28,10 +27,4 @@ pub struct Move {
 pub trait MigrationChoice {
     /// Chooses.
     fn choose(&mut self, fleet: &Fleet, want: &CellWant) -> Move;
-}
-
-/// A seeded stream of chance for a policy that wants one.
-#[must_use]
-pub(crate) fn chance(seed: u64) -> Chance {
-    Chance::new(seed)
 }

@@ -1,7 +1,7 @@
 //! NotebookOS's choice: a member drawn by lot moves to the least loaded host that has the GPUs and no
 //! member of the kernel.
 
-use super::{MigrationChoice, Move, chance};
+use super::{MigrationChoice, Move};
 use crate::{
     chance::Chance,
     gpu::{
@@ -19,7 +19,7 @@ impl RandomMember {
     /// Draws from a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self(chance(seed))
+        Self(Chance::new(seed))
     }
 }
 

@@ -2,9 +2,9 @@
 
 use callboard_protocol::KernelId;
 
-use super::{Binding, Effect, Input, Phase, Queued, Scheduler, Session, Submitted};
+use super::{Binding, Effect, Phase, Queued, Scheduler, Session, Submitted};
 use crate::gpu::{
-    autoscaling::ScaleView,
+    autoscaling::Lacking,
     costs::Start,
     decision::Reasons,
     fleet::{NodeState, Slot},
@@ -317,16 +317,13 @@ impl Scheduler {
         if waiting.is_empty() {
             return;
         }
-        let view = ScaleView {
-            now_ms,
-            fleet: &self.fleet,
-            booting: u32::try_from(self.booting.len()).unwrap_or(u32::MAX),
-            boot_ms: self.boot_ms,
-            shape: self.shape,
+        let lacking = Lacking {
             waiting: &waiting,
-            growth: &|_| Default::default(),
+            unheard,
+            booting: u32::try_from(self.booting.len()).unwrap_or(u32::MAX),
+            shape: self.shape,
         };
-        let add = self.policies.scaling.on_waiting(&view, unheard);
+        let add = self.policies.scaling.on_waiting(&lacking);
         self.boot(add, effects);
     }
 
@@ -335,20 +332,6 @@ impl Scheduler {
         if self.woken_at_ms == 0 || at_ms < self.woken_at_ms {
             self.woken_at_ms = at_ms;
             effects.push(Effect::WakeAt { at_ms });
-        }
-    }
-
-    /// What of `input` the machine could not make sense of is left out; this says whether it could.
-    #[must_use]
-    pub fn knows(&self, input: &Input) -> bool {
-        match input {
-            Input::SessionClosed { kernel }
-            | Input::CellSubmitted { kernel, .. }
-            | Input::CellEnded { kernel }
-            | Input::Released { kernel }
-            | Input::MemberMoved { kernel, .. } => self.sessions.contains_key(kernel),
-            Input::NodeLost { slot } => self.fleet.get(*slot).is_some(),
-            _ => true,
         }
     }
 }

@@ -2,12 +2,8 @@
 
 use super::*;
 use crate::gpu::{
-    autoscaling::{Autoscaling, ScalePlan, ScaleView},
-    executor::PreviousFirst,
-    migration::Cheapest,
-    placement::Spread,
+    autoscaling::{Autoscaling, Lacking, ScalePlan, ScaleView},
     presets::{self, BOUND_MS},
-    queueing::FairShare,
 };
 
 const SHAPE: NodeShape = NodeShape { gpus: 8, vram_mib: 16_384 };
@@ -25,30 +21,16 @@ impl Autoscaling for Fixed {
         ScalePlan::default()
     }
 
-    fn on_waiting(&mut self, _view: &ScaleView<'_>, _unheard: u32) -> u32 {
+    fn on_waiting(&mut self, _lacking: &Lacking<'_>) -> u32 {
         0
     }
 }
 
 /// A fleet of so many nodes, and sessions with one member each.
 fn scheduler(nodes: u32, is_fixed: bool) -> Scheduler {
-    let scaling: Box<dyn Autoscaling + Send> =
-        if is_fixed { Box::new(Fixed) } else { presets::callboard(Default::default()).scaling };
-    let policies = Policies {
-        name: "test".to_owned(),
-        replicas: 1,
-        binding: Binding::Cell,
-        placement: Box::new(Spread),
-        executor: Box::new(PreviousFirst { standby: Start::Standby }),
-        migration: Some(Migration {
-            choice: Box::new(Cheapest),
-            start: Start::FromPeer,
-            is_proactive: true,
-            backoff: None,
-        }),
-        queueing: Box::new(FairShare { bound_ms: BOUND_MS }),
-        scaling,
-    };
+    let ours = presets::callboard(Default::default());
+    let scaling = if is_fixed { Box::new(Fixed) } else { ours.scaling };
+    let policies = Policies { replicas: 1, scaling, ..ours };
     let mut scheduler = Scheduler::new(policies, SHAPE, 15_000);
     for slot in (0..nodes).map(Slot) {
         scheduler.handle(0, &Input::NodeUp { slot, shape: SHAPE });
